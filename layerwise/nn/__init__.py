@@ -1,0 +1,1 @@
+"""Layers and blocks: pure-functional Flax modules that take an initializer."""

@@ -1,0 +1,147 @@
+"""F34 and F50: deep plain networks with no shortcut and no normalization [Henmi2020].
+
+They are ResNet-34 and ResNet-50 with everything removed that keeps a signal alive,
+so that what is left to do so is the initialization. Every convolution has a bias
+(zero at first), as in the authors' code: counts that leave the convolutions' biases
+out come to 21,100,746 for F34.
+
+Trap: the first pooling is 3x3 with stride 2, so its windows *overlap*, which the
+backward equation (2c) of the paper does not allow for.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from layerwise.nn.kernels import HE_NORMAL, per_layer
+from layerwise.types import Initializer
+from layerwise.zoo.registry import register
+
+
+class ConvSpec(NamedTuple):
+    """One row of the table of a plain network: convolution, ReLU, optional pooling.
+
+    Padding is `kernel // 2` on each side, so stride 1 keeps the size of the map.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    max_pool: bool = False
+
+
+class PlainNet(nn.Module):
+    """Convolutions with ReLU one after the other, global average pooling, one dense.
+
+    Weight layers are named ``Conv_1``, ``Conv_2``, ..., ``Dense_<last>``: the numbers
+    are the paper's layer numbers.
+
+    Attributes:
+        num_classes: Features of the last dense layer.
+        width: Channels of the first stage; later stages have 2, 4 and 8 times as many.
+        image_size: Height and width of the input.
+        kernel_init: One initializer, or one per weight layer in forward order.
+        dtype: Computation dtype; None takes that of inputs and parameters.
+    """
+
+    num_classes: int = 10
+    width: int = 64
+    image_size: int = 224
+    kernel_init: Initializer | Sequence[Initializer] = HE_NORMAL
+    dtype: Any = None
+
+    @property
+    def table(self) -> tuple[ConvSpec, ...]:
+        """The convolutions, first to last."""
+        raise NotImplementedError
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape of one example, without the batch axis."""
+        return (self.image_size, self.image_size, 3)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns the logits, `(batch, num_classes)`, for images `(batch, h, w, 3)`."""
+        *conv_inits, dense_init = per_layer(self.kernel_init, len(self.table) + 1)
+        for number, (spec, init) in enumerate(zip(self.table, conv_inits), start=1):
+            x = nn.Conv(
+                spec.features,
+                (spec.kernel, spec.kernel),
+                strides=spec.stride,
+                padding=spec.kernel // 2,
+                kernel_init=init,
+                dtype=self.dtype,
+                name=f"Conv_{number}",
+            )(x)
+            x = nn.relu(x)
+            if spec.max_pool:
+                # -inf padding: the same as zero padding after ReLU.
+                x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = x.mean(axis=(-3, -2))
+        return nn.Dense(
+            self.num_classes,
+            kernel_init=dense_init,
+            dtype=self.dtype,
+            name=f"Dense_{len(self.table) + 1}",
+        )(x)
+
+
+class F34(PlainNet):
+    """34 weight layers: 7x7, then 32 of 3x3 in stages of 6, 8, 12, 6, then dense."""
+
+    @property
+    def table(self) -> tuple[ConvSpec, ...]:
+        """Table 3 of the paper; strides of 2 at layers 1, 8, 16 and 28."""
+        rows = [ConvSpec(self.width, 7, stride=2, max_pool=True)]
+        for stage, depth in enumerate((6, 8, 12, 6)):
+            features = self.width * 2**stage
+            for index in range(depth):
+                stride = 2 if stage > 0 and index == 0 else 1
+                rows.append(ConvSpec(features, 3, stride=stride))
+        return tuple(rows)
+
+
+class F50(PlainNet):
+    """50 weight layers: ResNet-50's bottlenecks without shortcut and normalization."""
+
+    @property
+    def table(self) -> tuple[ConvSpec, ...]:
+        """Blocks 1x1, 3x3, 1x1 in stages of 3, 4, 6, 3; the 3x3 carries the stride."""
+        rows = [ConvSpec(self.width, 7, stride=2, max_pool=True)]
+        for stage, depth in enumerate((3, 4, 6, 3)):
+            features = self.width * 2**stage
+            for index in range(depth):
+                stride = 2 if stage > 0 and index == 0 else 1
+                rows.append(ConvSpec(features, 1))
+                rows.append(ConvSpec(features, 3, stride=stride))
+                rows.append(ConvSpec(4 * features, 1))
+        return tuple(rows)
+
+
+@register(small={"width": 4, "image_size": 32})
+def f34(**kwargs: Any) -> F34:
+    """F34, the plain 34-layer network of the ASV paper; 21,108,362 parameters.
+
+    Args:
+        **kwargs: Attributes of `F34`.
+
+    References:
+        [Henmi2020] Table 3.
+    """
+    return F34(**kwargs)
+
+
+@register(small={"width": 4, "image_size": 32})
+def f50(**kwargs: Any) -> F50:
+    """F50, ResNet-50 as a plain network; 20,729,226 parameters for 10 classes.
+
+    Args:
+        **kwargs: Attributes of `F50`.
+
+    References:
+        [Henmi2020], and the authors' code for what the paper leaves open.
+    """
+    return F50(**kwargs)
