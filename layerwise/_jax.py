@@ -1,0 +1,123 @@
+"""The only file that touches JAX internals.
+
+Everything else sees programs through the names here, so that a JAX release that renames
+a primitive, changes a bind signature or moves a class is met in one place.
+"""
+
+import contextlib
+import functools
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, DropVar, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.source_info_util import (
+    NameStack,
+    new_name_stack,
+    register_exclusion,
+    summarize,
+)
+
+
+__all__ = [
+    "ClosedJaxpr",
+    "DropVar",
+    "Jaxpr",
+    "JaxprEqn",
+    "Literal",
+    "NameStack",
+    "Var",
+    "bind",
+    "closed",
+    "is_key_dtype",
+    "new_name_stack",
+    "primitive_name",
+    "source_line",
+    "sub_jaxprs",
+    "x64",
+]
+
+# Old name -> the name used throughout layerwise. Names are keyed, not primitive
+# objects: the object may live in another module in the next release.
+_ALIASES = {
+    "pjit": "jit",
+    "core_call": "jit",
+    "closed_call": "jit",
+    "core_closed_call": "jit",
+    "checkpoint": "remat",
+    "remat2": "remat",
+    "custom_jvp_call_jaxpr": "custom_jvp_call",
+    "custom_vjp_call_jaxpr": "custom_vjp_call",
+}
+
+# Where each primitive with a body keeps it.
+_BODIES = {
+    "jit": ("jaxpr", "call_jaxpr"),
+    "remat": ("jaxpr",),
+    "scan": ("jaxpr",),
+    "while": ("cond_jaxpr", "body_jaxpr"),
+    "cond": ("branches",),
+    "custom_jvp_call": ("call_jaxpr",),
+    "custom_vjp_call": ("call_jaxpr", "fun_jaxpr"),
+}
+
+
+def primitive_name(eqn: JaxprEqn) -> str:
+    """Returns the primitive's name, the same in every supported JAX."""
+    name = eqn.primitive.name
+    return _ALIASES.get(name, name)
+
+
+def closed(jaxpr: Jaxpr | ClosedJaxpr) -> ClosedJaxpr:
+    """Returns `jaxpr` with its constants attached (an open one has none)."""
+    return jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
+
+
+def sub_jaxprs(eqn: JaxprEqn) -> tuple[ClosedJaxpr, ...]:
+    """Returns the bodies of a call, loop or branch; empty for a plain primitive."""
+    found = []
+    for key in _BODIES.get(primitive_name(eqn), ()):
+        body = eqn.params.get(key)
+        if body is not None:
+            bodies = body if isinstance(body, tuple | list) else (body,)
+            found.extend(closed(b) for b in bodies)
+    return tuple(found)
+
+
+def bind(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
+    """Applies the equation's primitive to `values`, keeping its derivative rules."""
+    bind_params = eqn.primitive.get_bind_params(eqn.params)
+    if isinstance(bind_params, tuple):  # before jax 0.10: (subfuns, params)
+        subfuns, params = bind_params
+        out = eqn.primitive.bind(*subfuns, *values, **params)
+    else:
+        out = eqn.primitive.bind(*values, **bind_params)
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+@functools.cache
+def _hide_flax_frames() -> None:
+    """Makes `summarize` point at the user's line instead of at flax/linen/linear.py."""
+    import flax
+
+    register_exclusion(flax.__path__[0])
+
+
+def source_line(eqn: JaxprEqn) -> str:
+    """Returns ``file.py:12 (Net.__call__)``: the user's own line, not Flax's."""
+    _hide_flax_frames()
+    line = summarize(eqn.source_info)
+    place, _, function = line.partition(" (")
+    parts = place.split(":")
+    if len(parts) > 2:  # drop the column
+        place = ":".join(parts[:2])
+    return f"{place} ({function}" if function else place
+
+
+def is_key_dtype(dtype: Any) -> bool:
+    """Returns whether `dtype` is that of a typed PRNG key."""
+    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def x64() -> contextlib.AbstractContextManager[Any]:
+    """Returns a context in which this thread computes in float64."""
+    return jax.enable_x64(True)

@@ -1,0 +1,43 @@
+"""Errors that say what was found, where, why it matters, and what to type.
+
+Every error raised on purpose derives from `LayerwiseError` and from the builtin that a
+caller would expect (`ValueError`, `NotImplementedError`), so both ``except`` clauses
+work. A message has three parts, each on its own line::
+
+    <what was found, with values, and where>.
+    <why that stops the computation>.
+    <what to type instead>
+"""
+
+
+class LayerwiseError(Exception):
+    """Base class of every error that layerwise raises on purpose."""
+
+
+class InvalidArgumentError(LayerwiseError, ValueError):
+    """An argument that no model could make valid (draws < 1, an unknown scheme)."""
+
+
+class InputError(LayerwiseError, ValueError):
+    """Inputs that the model cannot take, or on which its moments mean nothing."""
+
+
+class ParametersError(LayerwiseError, ValueError):
+    """Parameters that do not belong to the model, or that hold NaN or infinity."""
+
+
+class UnsupportedModelError(LayerwiseError, NotImplementedError):
+    """A model outside of what the requested method is valid for."""
+
+
+def message(found: str, why: str, fix: str) -> str:
+    """Joins the three parts of an error message, one per line."""
+    return f"{found}\n{why}\n{fix}"
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """Returns ``" Did you mean 'x'?"`` for the closest known name, or an empty string."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,1 @@
+"""Gaussian mathematics, without programs: quadrature and pooling constants."""

@@ -1,0 +1,87 @@
+r"""Expectations over a standard normal, to a stated error.
+
+A quadrature rule whose nodes ignore where a function has a kink is wrong by
+:math:`O(1/\text{order})`, and wrong the same way at every layer: an activation's second
+moment that is 4 % low becomes a factor 4 after 33 layers. Here the line is cut into
+panels, each is integrated by two Gauss-Legendre rules, and a panel on which they differ
+is halved, so that kinks and jumps are closed in on wherever they are. Zero, where most
+activations have theirs, is a panel boundary to begin with.
+
+>>> e = expectation(lambda z: np.maximum(z, 0.0) ** 2)
+>>> f"{e.value:.12f}"
+'0.500000000000'
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+
+_REACH = 38.0  # exp(-38**2 / 2) is the smallest positive float64
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
+_MAX_DEPTH = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Expectation:
+    """A value with a bound on its quadrature error.
+
+    Attributes:
+        value: The expectation.
+        error: Sum over panels of the difference between two successive refinements; an
+            over-estimate, as the finer of the two is what `value` uses.
+    """
+
+    value: float
+    error: float
+
+
+def normal_density(z: np.ndarray) -> np.ndarray:
+    """Returns the standard normal density."""
+    return np.exp(-0.5 * np.square(z)) / np.sqrt(2.0 * np.pi)
+
+
+def expectation(
+    integrand: Callable[[np.ndarray], np.ndarray], *, rtol: float = 1e-13
+) -> Expectation:
+    """Integrates a function against the standard normal density, adaptively.
+
+    Exact to rounding for functions that are analytic between kinks; a jump is located
+    to 2**-40.
+
+    Args:
+        integrand: Function of a float64 array of points, evaluated entrywise.
+        rtol: A panel is refined until its two estimates differ by less than this
+            fraction of the total.
+
+    Returns:
+        The value with its error estimate; not finite where the integrand is not.
+    """
+
+    def panels(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        half = 0.5 * (right - left)
+        z = 0.5 * (left + right)[:, None] + half[:, None] * _NODES
+        return half * ((integrand(z) * normal_density(z)) @ _WEIGHTS)
+
+    edges = np.concatenate(
+        [-np.geomspace(_REACH, 8, 12), np.arange(-7.5, 8, 0.5), np.geomspace(8, _REACH, 12)]
+    )
+    left, right = edges[:-1], edges[1:]
+    coarse = panels(left, right)
+    value = error = 0.0
+    for _ in range(_MAX_DEPTH):
+        middle = 0.5 * (left + right)
+        first, second = panels(left, middle), panels(middle, right)
+        gap = np.abs(first + second - coarse)
+        scale = abs(value) + np.sum(np.abs(first + second))
+        done = ~(gap > rtol * scale)
+        value += float(np.sum((first + second)[done]))
+        error += float(np.sum(gap[done]))
+        if done.all():
+            return Expectation(value, error + np.finfo(float).eps * abs(value))
+        left, middle, right = left[~done], middle[~done], right[~done]
+        coarse = np.concatenate([first[~done], second[~done]])
+        left, right = np.concatenate([left, middle]), np.concatenate([middle, right])
+    rest = float(np.sum(coarse))
+    return Expectation(value + rest, error + float(np.sum(np.abs(coarse))))

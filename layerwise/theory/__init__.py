@@ -1,0 +1,1 @@
+"""Predictions, made without drawing a weight. Never imports Flax."""

@@ -1,0 +1,14 @@
+"""Any model -> its equations, its weight operations by name, and what follows each.
+
+`trace` is the entry point. The files: `model` (Linen, NNX or a function as one pure
+function), `graph` (a jaxpr with calls inlined and values numbered), `dataflow` (what is
+signal, what is parameter, what merges), `connections` (how many inputs an output sees),
+`pointwise` (a run of elementwise equations as one scalar function), `layers` (all of it
+put together: the layers of the network).
+"""
+
+from layerwise.tracing.layers import Layer, Step, TracedModel, trace
+from layerwise.tracing.model import ModelFunction, as_function
+
+
+__all__ = ["Layer", "ModelFunction", "Step", "TracedModel", "as_function", "trace"]

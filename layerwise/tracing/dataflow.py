@@ -1,0 +1,161 @@
+"""What is signal, what is parameter, and where signals meet.
+
+Every value of a graph is either *signal* (it depends on the data inputs) or not, in
+which case it is made of parameter leaves and constants. Every signal value has one
+*root*: the operation whose output it is a rearrangement or function of. Roots are the
+data inputs, the weight operations, and the *merges*, equations in which signals with
+different roots meet (a residual sum, a gate, a concatenation, attention scores).
+
+Nothing is recognized by pattern: GELU's eight nameless equations, a softmax, a
+normalization all have one root and so belong to the operation before them, while
+``x + f(x)`` has two and is a merge.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from layerwise.tracing import primitives
+from layerwise.tracing.graph import Atom, Equation, Graph, evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataflow:
+    """The roles of a graph's values.
+
+    Attributes:
+        root: Signal value -> its root. A value that is its own root starts a region.
+        leaves: Other value -> the names of the parameter leaves it is made of.
+        kind: Root -> "input", "weight", "lookup" or "merge".
+    """
+
+    root: Mapping[int, int]
+    leaves: Mapping[int, frozenset[str]]
+    kind: Mapping[int, str]
+
+    def is_signal(self, atom: Atom) -> bool:
+        """Whether an operand depends on the data inputs."""
+        return isinstance(atom, int) and atom in self.root
+
+    def leaves_of(self, atom: Atom) -> frozenset[str]:
+        """The parameter leaves in an operand; empty for signals and constants."""
+        return self.leaves.get(atom, frozenset()) if isinstance(atom, int) else _NONE
+
+
+_NONE: frozenset[str] = frozenset()
+
+
+def analyze(graph: Graph, signals: Sequence[int], names: Mapping[int, str]) -> Dataflow:
+    """Finds the role of every value of `graph`.
+
+    Args:
+        graph: The program.
+        signals: Those of its inputs that are data.
+        names: The other inputs, with the names of their parameter leaves.
+    """
+    root: dict[int, int] = {v: v for v in signals}
+    kind: dict[int, str] = dict.fromkeys(signals, "input")
+    leaves: dict[int, frozenset[str]] = {v: frozenset([n]) for v, n in names.items()}
+
+    for equation in graph.equations:
+        roots = {root[v] for v in equation.values_in if v in root}
+        made_of = frozenset().union(
+            *(leaves.get(v, _NONE) for v in equation.values_in if v not in root)
+        )
+        if not roots:
+            leaves.update((v, made_of) for v in equation.outputs)
+            continue
+        role = _role(equation, len(roots), made_of)
+        if role is None:
+            (only,) = roots
+            root.update((v, only) for v in equation.outputs)
+        else:
+            for v in equation.outputs:
+                root[v] = v
+                kind[v] = role
+    return Dataflow(root, leaves, kind)
+
+
+def _role(equation: Equation, n_roots: int, leaves: frozenset[str]) -> str | None:
+    """Returns what kind of root an equation starts, or None if it passes roots on."""
+    if leaves and equation.name in primitives.WEIGHT_OPERATIONS:
+        return "weight"
+    if leaves and equation.name in primitives.LOOKUPS:
+        return "lookup"
+    if leaves and equation.bodies:
+        return "loop"
+    return "merge" if n_roots > 1 else None
+
+
+def constant_value(graph: Graph, value: int, flow: Dataflow) -> np.ndarray | None:
+    """Returns the array of a value made of constants only, else None.
+
+    Values larger than 2**22 entries are not computed.
+    """
+    if flow.is_signal(value) or flow.leaves_of(value):
+        return None
+    if value in graph.inputs or math.prod(graph.avals[value].shape) > 2**22:
+        return None
+    needed, kept = {value}, []
+    for equation in reversed(graph.equations):
+        if not needed.isdisjoint(equation.outputs):
+            kept.append(equation)
+            needed.update(equation.values_in)
+    if not needed.isdisjoint(graph.inputs):
+        return None
+    part = dataclasses.replace(
+        graph, inputs=(), equations=tuple(reversed(kept)), outputs=(value,)
+    )
+    return np.asarray(evaluate(part, ())[0])
+
+
+def dominators(graph: Graph, flow: Dataflow, start: int) -> list[int]:
+    """Returns the values through which all that flows out of `start` passes.
+
+    The chain begins with `start` and stays within its region (the values with the same
+    root); it is the chain of immediate post-dominators of the region's graph, whose
+    exits are merges, weight operations and the program's outputs.
+    """
+    exit_ = math.inf
+    region = [v for v, r in flow.root.items() if r == flow.root[start] and v >= start]
+    members = set(region)
+    consumers = graph.consumers()
+    outputs = {a for a in graph.outputs if isinstance(a, int)}
+    after: dict[float, float] = {}
+
+    def meet(a: float, b: float) -> float:
+        while a != b:  # numbers increase along the program, so step the earlier one
+            if a < b:
+                a = after.get(a, exit_)
+            else:
+                b = after.get(b, exit_)
+        return a
+
+    for value in sorted(region, reverse=True):
+        nexts: list[float] = [exit_] if value in outputs else []
+        for equation in consumers.get(value, ()):
+            nexts += [w if w in members else exit_ for w in equation.outputs]
+        joined = nexts[0] if nexts else exit_
+        for other in nexts[1:]:
+            joined = meet(joined, other)
+        after[value] = joined
+
+    chain: list[int] = []
+    at: float = start
+    while at != exit_:
+        chain.append(int(at))
+        at = after.get(at, exit_)
+    return chain
+
+
+def between(graph: Graph, flow: Dataflow, first: int, last: int) -> list[Equation]:
+    """Returns the equations by which `first` becomes its post-dominator `last`."""
+    reached, found = {first}, []
+    for equation in graph.equations:
+        inside = [v for v in equation.outputs if first < v <= last and v in flow.root]
+        if inside and not reached.isdisjoint(equation.values_in):
+            reached.update(inside)
+            found.append(equation)
+    return found

@@ -1,0 +1,225 @@
+"""A jaxpr with its calls inlined and every value numbered.
+
+Jaxprs nest: `jit` inside `jit`, constants at every level, variables that are equal only
+within their scope. A `Graph` is the same program made flat, which is what analysis wants:
+
+* values are integers, unique across nested bodies and increasing along the program, so
+  that a value's number orders it after everything it depends on;
+* `jit` is inlined (its equations keep the names and source lines they had);
+* `remat`, `scan`, `while` and `cond` keep their bodies, as graphs of their own;
+* `custom_jvp_call` and `custom_vjp_call` stay one equation, so that their derivative
+  rules survive evaluation;
+* equations that no output depends on are dropped.
+
+Evaluating a graph binds the original primitives: it traces, differentiates, vmaps and
+jits as the model itself does.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from layerwise import _jax
+
+
+Atom = int | _jax.Literal
+"""A numbered value, or a literal constant."""
+
+_INLINED = ("jit",)
+_WITH_BODIES = ("remat", "scan", "while", "cond")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Equation:
+    """One primitive applied to numbered values.
+
+    Attributes:
+        eqn: The jaxpr equation that it came from.
+        name: The primitive's name, the same in every supported JAX.
+        inputs: Operands: numbered values or literals.
+        outputs: The values that it defines.
+        bodies: Graphs of the loop body, branches or rematerialized function.
+        scope: Flax module path as JAX's name stack has it, outer scopes included.
+    """
+
+    eqn: _jax.JaxprEqn
+    name: str
+    inputs: tuple[Atom, ...]
+    outputs: tuple[int, ...]
+    bodies: tuple["Graph", ...]
+    scope: str
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Static parameters of the primitive."""
+        return self.eqn.params
+
+    @property
+    def source(self) -> str:
+        """The user's source line, as ``file.py:12 (Net.__call__)``."""
+        return _jax.source_line(self.eqn)
+
+    @property
+    def values_in(self) -> tuple[int, ...]:
+        """The operands that are values, without the literals."""
+        return tuple(a for a in self.inputs if isinstance(a, int))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """A flat program: inputs, constants, equations in order, outputs.
+
+    Attributes:
+        inputs: The values that an evaluation must be given, in order.
+        constants: Value -> array, for what the program closes over.
+        equations: In an order that evaluates; each value is defined once.
+        outputs: What an evaluation returns, in order.
+        avals: Value -> its abstract shape and dtype, for this graph's own values.
+    """
+
+    inputs: tuple[int, ...]
+    constants: dict[int, Any]
+    equations: tuple[Equation, ...]
+    outputs: tuple[Atom, ...]
+    avals: dict[int, Any]
+
+    def all_equations(self) -> Iterator[Equation]:
+        """Yields every equation, those of nested bodies included, in order."""
+        for equation in self.equations:
+            yield equation
+            for body in equation.bodies:
+                yield from body.all_equations()
+
+    def consumers(self) -> dict[int, list[Equation]]:
+        """Returns value -> the equations of this graph that read it."""
+        table: dict[int, list[Equation]] = {}
+        for equation in self.equations:
+            for value in dict.fromkeys(equation.values_in):
+                table.setdefault(value, []).append(equation)
+        return table
+
+    def producers(self) -> dict[int, Equation]:
+        """Returns value -> the equation of this graph that defines it."""
+        return {v: e for e in self.equations for v in e.outputs}
+
+
+class _Builder:
+    def __init__(self) -> None:
+        self.counter = itertools.count()
+
+    def graph(self, jaxpr: _jax.ClosedJaxpr, scope: str) -> Graph:
+        avals: dict[int, Any] = {}
+        constants: dict[int, Any] = {}
+        equations: list[Equation] = []
+
+        def new(var: _jax.Var) -> int:
+            value = next(self.counter)
+            avals[value] = var.aval
+            return value
+
+        def inline(
+            jaxpr: _jax.ClosedJaxpr, args: Sequence[Atom], scope: str
+        ) -> list[Atom]:
+            env: dict[_jax.Var, Atom] = dict(
+                zip(jaxpr.jaxpr.invars, args, strict=True)
+            )
+            for var, constant in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True):
+                env[var] = new(var)
+                constants[env[var]] = constant
+
+            def read(atom: Any) -> Atom:
+                return atom if isinstance(atom, _jax.Literal) else env[atom]
+
+            for eqn in jaxpr.jaxpr.eqns:
+                name = _jax.primitive_name(eqn)
+                inner = _join_scope(scope, str(eqn.source_info.name_stack))
+                inputs = tuple(read(a) for a in eqn.invars)
+                bodies = _jax.sub_jaxprs(eqn)
+                if name in _INLINED and bodies:
+                    outs = inline(bodies[0], inputs, inner)
+                    env.update(zip(eqn.outvars, outs, strict=True))
+                    continue
+                graphs = (
+                    tuple(self.graph(b, inner) for b in bodies)
+                    if name in _WITH_BODIES
+                    else ()
+                )
+                outputs = tuple(new(v) for v in eqn.outvars)
+                env.update(zip(eqn.outvars, outputs, strict=True))
+                equations.append(Equation(eqn, name, inputs, outputs, graphs, inner))
+            return [read(a) for a in jaxpr.jaxpr.outvars]
+
+        inputs = tuple(new(v) for v in jaxpr.jaxpr.invars)
+        outputs = tuple(inline(jaxpr, inputs, scope))
+        return Graph(inputs, constants, _live(equations, outputs), outputs, avals)
+
+
+def _join_scope(outer: str, inner: str) -> str:
+    return "/".join(part for part in (outer, inner) if part)
+
+
+def _live(
+    equations: list[Equation], outputs: tuple[Atom, ...]
+) -> tuple[Equation, ...]:
+    """Drops equations that no output depends on (those with effects stay)."""
+    needed = {a for a in outputs if isinstance(a, int)}
+    kept = []
+    for equation in reversed(equations):
+        if equation.eqn.effects or not needed.isdisjoint(equation.outputs):
+            kept.append(equation)
+            needed.update(equation.values_in)
+    return tuple(reversed(kept))
+
+
+def from_jaxpr(jaxpr: _jax.ClosedJaxpr) -> Graph:
+    """Returns the flat form of `jaxpr`."""
+    return _Builder().graph(jaxpr, "")
+
+
+Evaluator = Callable[[Equation, list[Any]], list[Any] | None]
+"""Given an equation and its operands: its outputs, or None to bind it as it is."""
+
+
+def evaluate(
+    graph: Graph,
+    args: Sequence[Any],
+    *,
+    override: Evaluator | None = None,
+    on_value: Callable[[int, Any], Any] | None = None,
+) -> list[Any]:
+    """Runs a graph on `args`, under any JAX transformation.
+
+    Args:
+        graph: The program.
+        args: One array per graph input.
+        override: Asked first for every equation; may return the outputs itself.
+        on_value: Called with every computed value; what it returns takes its place.
+
+    Returns:
+        One array per graph output.
+    """
+    env: dict[int, Any] = dict(graph.constants)
+    env.update(zip(graph.inputs, args, strict=True))
+    if on_value is not None:
+        env.update((v, on_value(v, env[v])) for v in graph.inputs)
+
+    def read(atom: Atom) -> Any:
+        return env[atom] if isinstance(atom, int) else atom.val
+
+    for equation in graph.equations:
+        operands = [read(a) for a in equation.inputs]
+        outs = override(equation, operands) if override is not None else None
+        if outs is None:
+            with jax.named_scope(equation.scope) if equation.scope else _no_scope():
+                outs = _jax.bind(equation.eqn, operands)
+        for value, out in zip(equation.outputs, outs, strict=True):
+            env[value] = out if on_value is None else on_value(value, out)
+    return [read(a) for a in graph.outputs]
+
+
+class _no_scope:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...

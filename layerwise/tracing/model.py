@@ -1,0 +1,374 @@
+"""Any model as one pure function of its parameters and its inputs.
+
+The library works on functions ``apply(params, *inputs)``. This file makes one out of a
+Flax Linen module, a Flax NNX module or a plain function, without changing the model,
+and checks that parameters and inputs belong to it before anything is computed.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from layerwise.errors import (
+    InputError,
+    InvalidArgumentError,
+    LayerwiseError,
+    ParametersError,
+    UnsupportedModelError,
+    message,
+)
+from layerwise.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFunction:
+    """A model as a pure function.
+
+    Attributes:
+        apply: ``(params, *inputs) -> output``.
+        init: ``(key, *inputs) -> params``, or None where the model has none of its own.
+        kind: "linen", "nnx" or "function".
+        name: The class or function name.
+        input_shape: Shape of one example, where the model declares one.
+        params: The model's own parameters, where it holds them (NNX).
+    """
+
+    apply: Callable[..., Any]
+    init: Callable[..., PyTree] | None
+    kind: str
+    name: str
+    input_shape: tuple[int, ...] | None = None
+    params: PyTree = None
+
+
+def as_function(
+    model: Any,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    rngs: Mapping[str, jax.Array] | None = None,
+) -> ModelFunction:
+    """Returns `model` as a pure function.
+
+    Args:
+        model: A Linen module, an NNX module, or a function ``apply(params, *inputs)``.
+        kwargs: Keyword arguments of the model's call, such as ``train=True``.
+        rngs: Keys of the random streams that the call draws from, by name (Linen).
+
+    Raises:
+        InvalidArgumentError: If `model` is none of these.
+    """
+    from flax import linen, nnx
+
+    kwargs = dict(kwargs or {})
+    if isinstance(model, linen.Module):
+        return _from_linen(model, kwargs, rngs)
+    if isinstance(model, nnx.Module):
+        return _from_nnx(model, kwargs)
+    if isinstance(model, type) and issubclass(model, linen.Module | nnx.Module):
+        raise InvalidArgumentError(
+            message(
+                f"`model` is the class {model.__name__}, not an instance of it.",
+                "Only an instance has the widths and depths that shapes come from.",
+                f"Pass {model.__name__}(...) with its arguments.",
+            )
+        )
+    if callable(model):
+        name = getattr(model, "__name__", type(model).__name__)
+        return ModelFunction(
+            lambda params, *inputs: model(params, *inputs, **kwargs),
+            None,
+            "function",
+            name,
+            _declared_shape(model),
+        )
+    raise InvalidArgumentError(
+        message(
+            f"`model` is a {type(model).__name__}.",
+            "There is no program in it to trace.",
+            "Pass a Flax module (Linen or NNX) or a function apply(params, *inputs).",
+        )
+    )
+
+
+def _declared_shape(model: Any) -> tuple[int, ...] | None:
+    shape = getattr(model, "input_shape", None)
+    return tuple(shape) if isinstance(shape, tuple | list) else None
+
+
+def _from_linen(model: Any, kwargs: dict[str, Any], rngs: Any) -> ModelFunction:
+    from flax.core import DenyList
+
+    def apply(variables: PyTree, *inputs: Any) -> Any:
+        mutable = [c for c in variables if c != "params"]
+        out = model.apply(
+            variables,
+            *inputs,
+            rngs=rngs,
+            mutable=DenyList("params") if mutable else False,
+            **kwargs,
+        )
+        return out[0] if mutable else out
+
+    def init(key: jax.Array, *inputs: Any) -> PyTree:
+        streams: dict[str, jax.Array] = {"params": key}
+        for i, name in enumerate(rngs or ()):
+            streams[name] = jax.random.fold_in(key, i + 1)
+        variables = model.init(streams, *inputs, **kwargs)
+        return {k: v for k, v in variables.items() if k not in _TRANSIENT}
+
+    name = type(model).__name__
+    return ModelFunction(apply, init, "linen", name, _declared_shape(model))
+
+
+# Collections that Linen fills while it runs: outputs, not state that a call reads.
+_TRANSIENT = ("intermediates", "perturbations")
+
+
+def _from_nnx(model: Any, kwargs: dict[str, Any]) -> ModelFunction:
+    from flax import nnx
+
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def apply(params: PyTree, *inputs: Any) -> Any:
+        return nnx.merge(graphdef, params, rest, copy=True)(*inputs, **kwargs)
+
+    name = type(model).__name__
+    return ModelFunction(apply, None, "nnx", name, _declared_shape(model), params)
+
+
+def leaf_name(path: Sequence[Any]) -> str:
+    """Returns a parameter leaf's path as ``block_1/Conv_0/kernel``."""
+    parts = []
+    for entry in path:
+        part = getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", "")))
+        parts.append(str(part))
+    if parts and parts[0] == "params":
+        parts = parts[1:]
+    if len(parts) > 1 and parts[-1] in ("value", "raw_value"):  # an NNX variable's box
+        parts = parts[:-1]
+    return "/".join(parts)
+
+
+def complete(model: ModelFunction, params: PyTree) -> PyTree:
+    """Returns `params` as the tree that ``model.apply`` takes.
+
+    Linen users hold either all variables or the ``params`` collection alone.
+    """
+    if params is None:
+        return model.params
+    if model.kind == "nnx":
+        from flax import nnx
+
+        if isinstance(params, nnx.Module):
+            return nnx.state(params, nnx.Param)
+    if model.kind == "linen":
+        from flax.core import unfreeze
+
+        if not isinstance(params, Mapping):
+            raise ParametersError(
+                message(
+                    f"`params` is a {type(params).__name__}.",
+                    f"{model.name} is a Linen module: its variables are a dict.",
+                    "Pass what model.init(key, inputs) returned.",
+                )
+            )
+        tree = unfreeze(dict(params))
+        if "params" not in tree:
+            tree = {"params": tree}
+        return {k: v for k, v in tree.items() if k not in _TRANSIENT}
+    return params
+
+
+def abstract_params(model: ModelFunction, inputs: Sequence[Any]) -> PyTree:
+    """Returns shapes and dtypes of the parameters, without computing any.
+
+    Raises:
+        InvalidArgumentError: If the model has no init and holds no parameters.
+        InputError: If the model cannot be called on inputs of these shapes.
+    """
+    if model.params is not None:
+        return jax.eval_shape(lambda p: p, model.params)
+    if model.init is None:
+        raise InvalidArgumentError(
+            message(
+                f"`params` is missing, and {model.name} is a plain function.",
+                "A function has no init from which parameters could be drawn.",
+                "Pass params=<the parameter tree>.",
+            )
+        )
+    try:
+        return jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    except LayerwiseError:
+        raise
+    except Exception as error:
+        raise call_error(model, inputs, error) from error
+
+
+def call_error(
+    model: ModelFunction, inputs: Sequence[Any], error: Exception
+) -> LayerwiseError:
+    """Says what the model objected to when it was called."""
+    shapes = ", ".join(f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in inputs)
+    first = str(error).strip().splitlines() or [type(error).__name__]
+    fix = "Pass inputs of the shape and dtype that the model takes, batch axis first"
+    if model.input_shape is not None:
+        fix += f" (one example is {model.input_shape})"
+    return InputError(
+        message(
+            f"{model.name} cannot be called on inputs ({shapes}): "
+            f"{type(error).__name__}: {first[0]}",
+            "Nothing was measured: the model's own code raised this while traced.",
+            fix + ", and the call's keyword arguments as kwargs={...}.",
+        )
+    )
+
+
+def check_params(model: ModelFunction, params: PyTree, inputs: Sequence[Any]) -> None:
+    """Raises `ParametersError` unless `params` are finite and the model's own.
+
+    Membership is decided against the shapes that ``model.init`` gives, where the model
+    has an init; a plain function has none and shows a mismatch when it is traced.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    if not leaves:
+        raise UnsupportedModelError(
+            message(
+                f"{model.name} has no parameters.",
+                "Without weights there is no random initialization to measure.",
+                "Pass a model with at least one dense or convolution layer.",
+            )
+        )
+    if model.init is not None or model.params is not None:
+        _check_shapes(model, leaves, abstract_params(model, inputs))
+    for path, leaf in leaves:
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not isinstance(
+            leaf, jax.ShapeDtypeStruct
+        ):
+            bad = int(np.count_nonzero(~np.isfinite(np.asarray(leaf, np.float32))))
+            if bad:
+                raise ParametersError(
+                    message(
+                        f"Parameter {leaf_name(path)!r} holds {bad} NaN or infinite "
+                        f"of {leaf.size} values.",
+                        "Every moment behind it would be NaN.",
+                        "Pass finite parameters, or params=None to draw fresh ones.",
+                    )
+                )
+
+
+def _check_shapes(model: ModelFunction, leaves: Any, expected: PyTree) -> None:
+    wanted = {
+        leaf_name(p): tuple(x.shape)
+        for p, x in jax.tree_util.tree_flatten_with_path(expected)[0]
+    }
+    given = {leaf_name(p): tuple(np.shape(x)) for p, x in leaves}
+    problems = [f"{n!r} is missing" for n in wanted if n not in given]
+    problems += [f"{n!r} is not one of the model's" for n in given if n not in wanted]
+    problems += [
+        f"{n!r} has shape {given[n]}, the model's has {wanted[n]}"
+        for n in wanted
+        if n in given and given[n] != wanted[n]
+    ]
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise ParametersError(
+            message(
+                f"`params` do not belong to {model.name}: "
+                f"{'; '.join(problems[:3])}{more}.",
+                "A measurement would be of another network.",
+                "Pass model.init(key, inputs) of this model at this input shape.",
+            )
+        )
+
+
+def check_inputs(model: ModelFunction, inputs: Any) -> tuple[jax.Array, ...]:
+    """Returns the inputs as a tuple of arrays, or says why they cannot be used.
+
+    Raises:
+        InputError: If inputs are missing, of a rank or dtype that the model does not
+            take, NaN, infinite, empty or all zero.
+    """
+    if inputs is None:
+        raise InputError(
+            message(
+                f"`inputs` is missing, and {model.name} declares no `input_shape`.",
+                "Moments are those of a signal: without one there is nothing to "
+                "propagate.",
+                "Pass inputs=<an array, batch axis first>, or give the model an "
+                "`input_shape` attribute (one example, without the batch axis).",
+            )
+        )
+    many = inputs if isinstance(inputs, tuple | list) else (inputs,)
+    arrays = tuple(_array(x, i) for i, x in enumerate(many))
+    if model.input_shape is not None and len(arrays) == 1:
+        _check_rank(model, arrays[0])
+    for i, x in enumerate(arrays):
+        _check_values(x, i)
+    return arrays
+
+
+def _array(x: Any, i: int) -> jax.Array:
+    try:
+        array = np.asarray(x) if not isinstance(x, jax.Array) else x
+        if array.dtype == object or array.dtype.kind in "USV":
+            raise TypeError(f"dtype {array.dtype}")
+        return jnp.asarray(array)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            message(
+                f"Input {i} is a {type(x).__name__} ({error}).",
+                "Moments are computed over the entries of numeric arrays.",
+                "Pass a NumPy or JAX array.",
+            )
+        ) from error
+
+
+def _check_rank(model: ModelFunction, x: jax.Array) -> None:
+    shape = model.input_shape
+    assert shape is not None
+    if x.ndim != len(shape) + 1:
+        hint = "Add it: inputs[None]." if x.shape == shape else "Reshape the inputs."
+        raise InputError(
+            message(
+                f"Input 0 has shape {tuple(x.shape)}; {model.name} takes "
+                f"(batch, {', '.join(map(str, shape))}).",
+                "With another rank, axes would be taken for what they are not.",
+                hint,
+            )
+        )
+
+
+def _check_values(x: jax.Array, i: int) -> None:
+    what = None
+    if x.size == 0:
+        what = f"is empty (shape {tuple(x.shape)})"
+    elif jnp.issubdtype(x.dtype, jnp.complexfloating):
+        what = f"is complex ({x.dtype})"
+    elif jnp.issubdtype(x.dtype, jnp.floating):
+        finite = np.isfinite(np.asarray(x, np.float32))
+        if not finite.all():
+            what = f"holds {np.count_nonzero(~finite)} NaN or infinite values"
+        elif not np.asarray(x, np.float32).any():
+            what = "is zero everywhere"
+    if what is not None:
+        raise InputError(
+            message(
+                f"Input {i} {what}.",
+                "The moments of such a signal say nothing about the network.",
+                "Pass finite, nonzero, real inputs: normalized data, or "
+                "jax.random.normal(key, shape).",
+            )
+        )
+
+
+def default_inputs(
+    model: ModelFunction, key: jax.Array, batch: int = 2
+) -> tuple[jax.Array, ...] | None:
+    """Returns standard normal inputs of the declared shape, or None without one."""
+    if model.input_shape is None:
+        return None
+    return (jax.random.normal(key, (batch, *model.input_shape)),)

@@ -1,0 +1,153 @@
+"""A run of elementwise equations, as one scalar function.
+
+GELU is eight equations without a name, SiLU a call, ReLU a ``custom_jvp_call``. Between
+two values of a program that are connected by elementwise equations with one source
+there is a function of one real variable; here it is, ready for quadrature in float64.
+No activation is known by name.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from layerwise import _jax
+from layerwise.tracing import primitives
+from layerwise.tracing.graph import Equation, Graph, from_jaxpr
+
+
+ScalarFunction = Callable[[jax.Array], jax.Array]
+
+
+def scalar_function(
+    equations: Sequence[Equation],
+    source: int,
+    target: int,
+    constant: Callable[[int], np.ndarray | None],
+) -> ScalarFunction | None:
+    """Returns the function of one variable that takes `source` to `target`, or None.
+
+    Args:
+        equations: The equations between them, in order.
+        source: The value that varies.
+        target: The value that results.
+        constant: Value -> its array if it is constant, else None. Constants must be
+            uniform: an array that differs by entry is no function of one variable.
+
+    Returns:
+        A function of an array of any shape, evaluated in that array's own precision,
+        differentiable by JAX; or None if the equations are not elementwise, if one of
+        them has a derivative rule that is not the derivative of what it computes
+        (a straight-through estimator), or if they depend on anything else.
+    """
+    uniform: dict[int, float] = {}
+    inside = {v for e in equations for v in e.outputs} | {source}
+    for equation in equations:
+        if not _is_elementwise(equation) or not _derivative_is_own(equation):
+            return None
+        for value in equation.values_in:
+            if value in inside:
+                continue
+            array = constant(value)
+            if array is None or array.size == 0 or np.any(array != array.flat[0]):
+                return None
+            uniform[value] = array.flat[0].item()
+    steps = tuple(equations)
+
+    def phi(x: jax.Array) -> jax.Array:
+        env: dict[int, Any] = {k: jnp.asarray(v) for k, v in uniform.items()}
+        env[source] = x
+        _run(steps, env, x)
+        return jnp.broadcast_to(env[target], x.shape)
+
+    return phi
+
+
+def _run(equations: Sequence[Equation], env: dict[int, Any], like: jax.Array) -> None:
+    for equation in equations:
+        operands = [
+            env[a] if isinstance(a, int) else jnp.asarray(a.val)
+            for a in equation.inputs
+        ]
+        operands = [
+            jnp.broadcast_to(_in_precision(a, like.dtype), like.shape) for a in operands
+        ]
+        if equation.name in primitives.LAYOUT:
+            outs = [operands[0]]
+            if equation.name == "convert_element_type":
+                outs = [_converted(operands[0], equation.params["new_dtype"])]
+        elif equation.name in primitives.WRAPPERS:
+            outs = _run_graph(_body(equation), operands, like)
+        else:
+            outs = _jax.bind(equation.eqn, operands)
+        env.update(zip(equation.outputs, outs, strict=True))
+
+
+def _run_graph(graph: Graph, args: list[Any], like: jax.Array) -> list[Any]:
+    env: dict[int, Any] = {k: jnp.asarray(v) for k, v in graph.constants.items()}
+    env.update(zip(graph.inputs, args, strict=True))
+    _run(graph.equations, env, like)
+    return [env[a] if isinstance(a, int) else jnp.asarray(a.val) for a in graph.outputs]
+
+
+def _in_precision(x: jax.Array, dtype: Any) -> jax.Array:
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    return x.astype(dtype) if floating else x
+
+
+def _converted(x: jax.Array, dtype: Any) -> jax.Array:
+    """A change of float format is the identity here; to int or bool it is not."""
+    both_float = jnp.issubdtype(x.dtype, jnp.floating) and jnp.issubdtype(
+        dtype, jnp.floating
+    )
+    return x if both_float else x.astype(dtype)
+
+
+def _body(equation: Equation) -> Graph:
+    return from_jaxpr(_jax.sub_jaxprs(equation.eqn)[0])
+
+
+def _is_elementwise(equation: Equation) -> bool:
+    if equation.name in primitives.WRAPPERS:
+        return all(_is_elementwise(e) for e in _body(equation).equations)
+    return equation.name in primitives.ELEMENTWISE | primitives.LAYOUT
+
+
+_PROBES = np.array([-3.7, -1.3, -0.6, -0.21, 0.13, 0.47, 0.9, 1.6, 3.1], np.float32)
+
+
+def _derivative_is_own(equation: Equation) -> bool:
+    """Compares a custom derivative rule with the derivative of the body at a few points.
+
+    A custom rule is usually a stabler form of the derivative, but a straight-through
+    estimator or a gradient reversal is not: then what flows back is not what the
+    scalar function says.
+    """
+    if equation.name not in primitives.WRAPPERS:
+        return True
+    if len(equation.outputs) != 1:
+        return False
+
+    aval = equation.eqn.outvars[0].aval
+    like = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+    def at(x: jax.Array) -> list[jax.Array]:
+        """Every operand that is a value is set to `x`; literals stay."""
+        return [x if isinstance(a, int) else jnp.asarray(a.val) for a in equation.inputs]
+
+    def with_rule(x: jax.Array, dx: jax.Array) -> jax.Array:
+        return jax.jvp(lambda y: _jax.bind(equation.eqn, at(y))[0], (x,), (dx,))[1]
+
+    ruled = from_jaxpr(jax.make_jaxpr(with_rule)(like, like))
+    if not all(_is_elementwise(e) for e in ruled.equations):
+        return False
+    points = jnp.asarray(_PROBES)
+    slope = _run_graph(ruled, [points, jnp.ones_like(points)], points)[0]
+
+    def without_rule(x: jax.Array) -> jax.Array:
+        return _run_graph(_body(equation), at(x), x)[0]
+
+    own = jax.vmap(jax.grad(without_rule))(points)
+    return bool(np.allclose(slope, own, rtol=1e-3, atol=1e-5))
