@@ -91,6 +91,11 @@ def register(*, small: Mapping[str, Any]) -> Callable[[_Constructor], _Construct
     return add
 
 
+def defaults(kwargs: Mapping[str, Any], /, **published: Any) -> dict[str, Any]:
+    """Returns a constructor's published arguments, with the caller's in their place."""
+    return published | dict(kwargs)
+
+
 def names() -> list[str]:
     """Returns the names of all architectures, sorted."""
     return sorted(_ENTRIES)

@@ -1,0 +1,1 @@
+"""Blocks: what architectures are made of, one family of definitions per file."""
