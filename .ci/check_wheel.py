@@ -1,0 +1,16 @@
+"""Run in a fresh environment that holds the wheel and its dependencies, nothing else."""
+
+import sys
+from pathlib import Path
+
+import layerwise as lw
+
+
+here = Path(lw.__file__)
+assert here.is_relative_to(sys.prefix), f"{here} is not the installed wheel"
+for top in ("experiments", "benchmarks", "tests"):
+    assert not (here.parents[1] / top).exists(), f"the wheel installs {top}/"
+assert (here.parent / "py.typed").exists(), "the wheel lacks py.typed"
+for name in lw.__all__:
+    getattr(lw, name)
+print(f"layerwise {lw.__version__} from {here.parent}: {len(lw.__all__)} public names")

@@ -1,0 +1,36 @@
+"""Sphinx configuration. The pages are built without a network, and read without one."""
+
+import layerwise
+
+
+project = "layerwise"
+author = "layerwise developers"
+copyright = "layerwise developers"  # noqa: A001
+version = release = layerwise.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # serves MathJax from _static: no content delivery network
+]
+exclude_patterns = ["_build", "jupyter_execute"]
+
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+# Notebooks are MyST Markdown, run by the build; an exception in a cell fails it.
+nb_execution_mode = "auto"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+
+autodoc_typehints = "none"  # the signature and the Args section say it already
+autodoc_member_order = "bysource"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+
+html_theme = "sphinx_book_theme"
+html_title = "layerwise"
+html_show_copyright = False
