@@ -10,26 +10,16 @@ backward equation (2c) of the paper does not allow for.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 
+from layerwise.nn.blocks.plain import PlainSpec, PoolSpec, plain_stack
 from layerwise.nn.kernels import HE_NORMAL, per_layer
+from layerwise.nn.modules import global_average_pool
 from layerwise.types import Initializer
 from layerwise.zoo.registry import register
-
-
-class ConvSpec(NamedTuple):
-    """One row of the table of a plain network: convolution, ReLU, optional pooling.
-
-    Padding is `kernel // 2` on each side, so stride 1 keeps the size of the map.
-    """
-
-    features: int
-    kernel: int
-    stride: int = 1
-    max_pool: bool = False
 
 
 class PlainNet(nn.Module):
@@ -53,7 +43,7 @@ class PlainNet(nn.Module):
     dtype: Any = None
 
     @property
-    def table(self) -> tuple[ConvSpec, ...]:
+    def table(self) -> tuple[PlainSpec, ...]:
         """The convolutions, first to last."""
         raise NotImplementedError
 
@@ -66,21 +56,8 @@ class PlainNet(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the logits, `(batch, num_classes)`, for images `(batch, h, w, 3)`."""
         *conv_inits, dense_init = per_layer(self.kernel_init, len(self.table) + 1)
-        for number, (spec, init) in enumerate(zip(self.table, conv_inits), start=1):
-            x = nn.Conv(
-                spec.features,
-                (spec.kernel, spec.kernel),
-                strides=spec.stride,
-                padding=spec.kernel // 2,
-                kernel_init=init,
-                dtype=self.dtype,
-                name=f"Conv_{number}",
-            )(x)
-            x = nn.relu(x)
-            if spec.max_pool:
-                # -inf padding: the same as zero padding after ReLU.
-                x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        x = x.mean(axis=(-3, -2))
+        x = plain_stack(x, self.table, conv_inits, dtype=self.dtype)
+        x = global_average_pool(x)
         return nn.Dense(
             self.num_classes,
             kernel_init=dense_init,
@@ -93,14 +70,14 @@ class F34(PlainNet):
     """34 weight layers: 7x7, then 32 of 3x3 in stages of 6, 8, 12, 6, then dense."""
 
     @property
-    def table(self) -> tuple[ConvSpec, ...]:
+    def table(self) -> tuple[PlainSpec, ...]:
         """Table 3 of the paper; strides of 2 at layers 1, 8, 16 and 28."""
-        rows = [ConvSpec(self.width, 7, stride=2, max_pool=True)]
+        rows = [PlainSpec(self.width, 7, 2, pool=PoolSpec(3, 2, 1))]
         for stage, depth in enumerate((6, 8, 12, 6)):
             features = self.width * 2**stage
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
-                rows.append(ConvSpec(features, 3, stride=stride))
+                rows.append(PlainSpec(features, 3, stride=stride))
         return tuple(rows)
 
 
@@ -108,16 +85,16 @@ class F50(PlainNet):
     """50 weight layers: ResNet-50's bottlenecks without shortcut and normalization."""
 
     @property
-    def table(self) -> tuple[ConvSpec, ...]:
+    def table(self) -> tuple[PlainSpec, ...]:
         """Blocks 1x1, 3x3, 1x1 in stages of 3, 4, 6, 3; the 3x3 carries the stride."""
-        rows = [ConvSpec(self.width, 7, stride=2, max_pool=True)]
+        rows = [PlainSpec(self.width, 7, 2, pool=PoolSpec(3, 2, 1))]
         for stage, depth in enumerate((3, 4, 6, 3)):
             features = self.width * 2**stage
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
-                rows.append(ConvSpec(features, 1))
-                rows.append(ConvSpec(features, 3, stride=stride))
-                rows.append(ConvSpec(4 * features, 1))
+                rows.append(PlainSpec(features, 1))
+                rows.append(PlainSpec(features, 3, stride=stride))
+                rows.append(PlainSpec(4 * features, 1))
         return tuple(rows)
 
 
