@@ -1,0 +1,61 @@
+"""The documentation lists the public API, all of it and nothing else."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import layerwise
+
+
+API_PAGE = Path(__file__).parents[1] / "docs" / "api.md"
+PUBLIC = getattr(layerwise, "__all__", [])
+# As in "- `layerwise.measure`": one name a line.
+LISTED = re.findall(r"^- `layerwise\.(\w+)`", API_PAGE.read_text(), re.MULTILINE)
+
+# What `import layerwise` must not drag in; import them where they are used.
+HEAVY = (
+    "matplotlib.pyplot",
+    "pandas",
+    "altair",
+    "sklearn",
+    "dask",
+    "tensorflow_datasets",
+)
+
+
+def test_there_is_a_public_api():
+    assert len(PUBLIC) == len(set(PUBLIC)) > 0
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_name_has_a_docstring(name):
+    assert inspect.getdoc(getattr(layerwise, name)), f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_name_is_documented(name):
+    assert name in LISTED, f"docs/api.md needs a line:\n- `layerwise.{name}`: ..."
+
+
+def test_nothing_else_is_documented():
+    unknown = set(LISTED) - set(PUBLIC)
+    assert not unknown, f"docs/api.md lists what layerwise does not export: {unknown}"
+
+
+def test_import_is_light():
+    """What jax and flax load themselves, as pandas in some versions, is not ours."""
+    code = f"import {{}}, sys; print(*[m for m in {HEAVY} if m in sys.modules])"
+    loaded = [
+        subprocess.run(
+            [sys.executable, "-c", code.format(modules)],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.split()
+        for modules in ("jax, flax.linen, flax.nnx, optax", "layerwise")
+    ]
+    assert set(loaded[1]) <= set(loaded[0])
