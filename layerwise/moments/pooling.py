@@ -69,9 +69,12 @@ def relu_max(size: int) -> PoolConstants:
         [Henmi2020] Table 1, first column.
     """
     _check_size(size)
-    tau = size * expectation(
-        lambda s: np.square(np.maximum(s, 0.0)) * ndtr(s) ** (size - 1)
-    ).value
+    tau = (
+        size
+        * expectation(
+            lambda s: np.square(np.maximum(s, 0.0)) * ndtr(s) ** (size - 1)
+        ).value
+    )
     return PoolConstants(tau, tau, (1.0 - 2.0**-size) / size)
 
 

@@ -65,7 +65,11 @@ def expectation(
         return half * ((integrand(z) * normal_density(z)) @ _WEIGHTS)
 
     edges = np.concatenate(
-        [-np.geomspace(_REACH, 8, 12), np.arange(-7.5, 8, 0.5), np.geomspace(8, _REACH, 12)]
+        [
+            -np.geomspace(_REACH, 8, 12),
+            np.arange(-7.5, 8, 0.5),
+            np.geomspace(8, _REACH, 12),
+        ]
     )
     left, right = edges[:-1], edges[1:]
     coarse = panels(left, right)

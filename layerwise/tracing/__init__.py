@@ -4,11 +4,22 @@
 function), `graph` (a jaxpr with calls inlined and values numbered), `dataflow` (what is
 signal, what is parameter, what merges), `connections` (how many inputs an output sees),
 `pointwise` (a run of elementwise equations as one scalar function), `layers` (all of it
-put together: the layers of the network).
+put together: the layers of the network), `chain` (layers in a row, as the literature's
+formulas know them).
 """
 
+from layerwise.tracing.chain import ChainLayer, chain
 from layerwise.tracing.layers import Layer, Step, TracedModel, trace
 from layerwise.tracing.model import ModelFunction, as_function
 
 
-__all__ = ["Layer", "ModelFunction", "Step", "TracedModel", "as_function", "trace"]
+__all__ = [
+    "ChainLayer",
+    "Layer",
+    "ModelFunction",
+    "Step",
+    "TracedModel",
+    "as_function",
+    "chain",
+    "trace",
+]

@@ -92,7 +92,9 @@ class Connections:
     weights: int
 
 
-def conv_axes(equation: Equation, lhs: tuple[int, ...], rhs: tuple[int, ...]) -> tuple[Axis, ...]:
+def conv_axes(
+    equation: Equation, lhs: tuple[int, ...], rhs: tuple[int, ...]
+) -> tuple[Axis, ...]:
     """Returns the spatial axes of a ``conv_general_dilated`` equation."""
     p = equation.params
     dims = p["dimension_numbers"]

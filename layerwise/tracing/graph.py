@@ -5,8 +5,9 @@ within their scope. A `Graph` is the same program made flat, which is what analy
 
 * values are integers, unique across nested bodies and increasing along the program, so
   that a value's number orders it after everything it depends on;
-* `jit` is inlined (its equations keep the names and source lines they had);
-* `remat`, `scan`, `while` and `cond` keep their bodies, as graphs of their own;
+* `jit` and `remat` are inlined (equations keep the names and source lines they had; what
+  `remat` saves is memory, not mathematics);
+* `scan`, `while` and `cond` keep their bodies, as graphs of their own;
 * `custom_jvp_call` and `custom_vjp_call` stay one equation, so that their derivative
   rules survive evaluation;
 * equations that no output depends on are dropped.
@@ -28,8 +29,8 @@ from layerwise import _jax
 Atom = int | _jax.Literal
 """A numbered value, or a literal constant."""
 
-_INLINED = ("jit",)
-_WITH_BODIES = ("remat", "scan", "while", "cond")
+_INLINED = ("jit", "remat")
+_WITH_BODIES = ("scan", "while", "cond")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +42,7 @@ class Equation:
         name: The primitive's name, the same in every supported JAX.
         inputs: Operands: numbered values or literals.
         outputs: The values that it defines.
-        bodies: Graphs of the loop body, branches or rematerialized function.
+        bodies: Graphs of the loop body or the branches.
         scope: Flax module path as JAX's name stack has it, outer scopes included.
     """
 
@@ -123,9 +124,7 @@ class _Builder:
         def inline(
             jaxpr: _jax.ClosedJaxpr, args: Sequence[Atom], scope: str
         ) -> list[Atom]:
-            env: dict[_jax.Var, Atom] = dict(
-                zip(jaxpr.jaxpr.invars, args, strict=True)
-            )
+            env: dict[_jax.Var, Atom] = dict(zip(jaxpr.jaxpr.invars, args, strict=True))
             for var, constant in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True):
                 env[var] = new(var)
                 constants[env[var]] = constant
@@ -161,9 +160,7 @@ def _join_scope(outer: str, inner: str) -> str:
     return "/".join(part for part in (outer, inner) if part)
 
 
-def _live(
-    equations: list[Equation], outputs: tuple[Atom, ...]
-) -> tuple[Equation, ...]:
+def _live(equations: list[Equation], outputs: tuple[Atom, ...]) -> tuple[Equation, ...]:
     """Drops equations that no output depends on (those with effects stay)."""
     needed = {a for a in outputs if isinstance(a, int)}
     kept = []

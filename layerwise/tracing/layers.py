@@ -103,6 +103,7 @@ class TracedModel:
         layers: In program order.
         leaf_values: Parameter leaf name -> its graph input.
         input_values: The data inputs among the graph inputs.
+        output_tree: Structure of what the model returns.
     """
 
     model: ModelFunction
@@ -111,6 +112,7 @@ class TracedModel:
     layers: tuple[Layer, ...]
     leaf_values: Mapping[str, int]
     input_values: tuple[int, ...]
+    output_tree: Any
 
     @property
     def signal_input(self) -> int | None:
@@ -139,7 +141,7 @@ def trace(model: ModelFunction, params: PyTree, inputs: Sequence[Any]) -> Traced
             a weight operation as if they were a signal.
     """
     try:
-        jaxpr = jax.make_jaxpr(model.apply)(params, *inputs)
+        jaxpr, output = jax.make_jaxpr(model.apply, return_shape=True)(params, *inputs)
     except jax.errors.ConcretizationTypeError as error:
         raise UnsupportedModelError(
             message(
@@ -157,14 +159,14 @@ def trace(model: ModelFunction, params: PyTree, inputs: Sequence[Any]) -> Traced
         raise call_error(model, inputs, error) from error
     graph = from_jaxpr(jaxpr)
     paths = [p for p, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-    leaf_values = {
-        leaf_name(p): v for p, v in zip(paths, graph.inputs, strict=False)
-    }
+    leaf_values = {leaf_name(p): v for p, v in zip(paths, graph.inputs, strict=False)}
     data = graph.inputs[len(paths) :]
     flow = dataflow.analyze(graph, data, {v: n for n, v in leaf_values.items()})
     finder = _LayerFinder(graph, flow, inputs)
     layers = finder.layers(model)
-    return TracedModel(model, graph, flow, layers, leaf_values, tuple(data))
+    return TracedModel(
+        model, graph, flow, layers, leaf_values, data, jax.tree.structure(output)
+    )
 
 
 class _LayerFinder:

@@ -135,7 +135,9 @@ def _derivative_is_own(equation: Equation) -> bool:
 
     def at(x: jax.Array) -> list[jax.Array]:
         """Every operand that is a value is set to `x`; literals stay."""
-        return [x if isinstance(a, int) else jnp.asarray(a.val) for a in equation.inputs]
+        return [
+            x if isinstance(a, int) else jnp.asarray(a.val) for a in equation.inputs
+        ]
 
     def with_rule(x: jax.Array, dx: jax.Array) -> jax.Array:
         return jax.jvp(lambda y: _jax.bind(equation.eqn, at(y))[0], (x,), (dx,))[1]

@@ -1,0 +1,237 @@
+"""The public call: a model in, its moments over many networks out."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from layerwise.errors import InvalidArgumentError, ParametersError, message
+from layerwise.measurement import ensemble, redraw as laws
+from layerwise.measurement.fast_cpu import override_for
+from layerwise.measurement.result import Measurement, Site, from_ensemble
+from layerwise.measurement.taps import TappedModel
+from layerwise.tracing import TracedModel, trace
+from layerwise.tracing.model import (
+    ModelFunction,
+    abstract_params,
+    as_function,
+    check_inputs,
+    check_params,
+    complete,
+    default_inputs,
+)
+from layerwise.types import PyTree
+
+
+def measure(
+    model: Any,
+    params: PyTree = None,
+    inputs: Any = None,
+    *,
+    draws: int = 16,
+    key: jax.Array | None = None,
+    redraw: str | Callable[[jax.Array], PyTree] = "auto",
+    chunk: int | None = None,
+    batch_size: int | None = None,
+    loss: Callable[[PyTree], jax.Array] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    rngs: Mapping[str, jax.Array] | None = None,
+    rewrite: bool = True,
+    progress: ensemble.Progress | None = None,
+) -> Measurement:
+    """Measures the moments of every layer, forward and backward, over random networks.
+
+    One compiled program draws a network, runs it forward and backward once, and returns
+    mean and variance of every layer's value and of its cotangent; it is repeated over
+    the draws in memory that does not grow with their number. Moments are those of one
+    array's entries (over examples, positions and channels), in float32 (in a tree of
+    additions: error near 1e-6).
+
+    Args:
+        model: A Flax module (Linen, NNX), unmodified, or ``apply(params, *inputs)``.
+        params: One set of parameters, measured as it is besides the ensemble; or one
+            stacked over draws, as ``jax.vmap(model.init)`` makes it; or None.
+        inputs: The data, batch axis first; a tuple for several. None for standard
+            normal inputs where the model declares an ``input_shape``.
+        draws: Number of networks to draw; ignored for stacked parameters.
+        key: PRNG key of the ensemble; `jax.random.key(0)` if None.
+        redraw: How networks are drawn: "init" (by the model's own), "resample" (leaf by
+            leaf, zero-mean normal with the second moment of the leaf given), "auto"
+            (the first where `params` could be from it, else the second), or a function
+            ``key -> params``.
+        chunk: Draws per compiled call (the grain of `progress`); at most 16 if None.
+        batch_size: Draws computed at once under `jax.vmap`; chosen by the size of the
+            layers if None.
+        loss: Function of the model's output whose gradient goes back. None for
+            independent cotangents of +1 or -1 at every output, so that r_L = 1.
+        kwargs: Keyword arguments of the model's call, such as ``{"train": True}``.
+        rngs: Keys of the streams that the call draws from, by name (Linen).
+        rewrite: On CPU, evaluate input gradients of convolutions and of max pooling by
+            faster equivalents, equal to rounding.
+        progress: Called with (draws done, draws in all).
+
+    Returns:
+        The measurement. If interrupted from the keyboard, what was measured so far
+        (`Measurement.draws_done`).
+
+    Raises:
+        InvalidArgumentError: If ``draws < 1`` or an option is unknown.
+        InputError: If inputs are missing, of the wrong rank or dtype, NaN, infinite or
+            all zero.
+        ParametersError: If `params` do not belong to the model or are not finite.
+        UnsupportedModelError: If the model has no weights, or has a layer of fan-in 0.
+
+    Example:
+        >>> model = lw.zoo.f34(width=4, image_size=32)
+        >>> m = measure(model, draws=4)
+        >>> m.curve("forward").shape  # 4 networks; q_0 and 34 layers
+        (4, 35)
+    """
+    _check_count("draws", draws)
+    for name, value in (("chunk", chunk), ("batch_size", batch_size)):
+        if value is not None:
+            _check_count(name, value)
+    key = jax.random.key(0) if key is None else key
+    function = as_function(model, kwargs=kwargs, rngs=rngs)
+    if inputs is None:
+        inputs = default_inputs(function, jax.random.fold_in(key, 2**31 - 1))
+    arrays = check_inputs(function, inputs)
+    given = complete(function, params)
+    stacked = _stacked(function, given, arrays)
+    if stacked:
+        draws = jax.tree.leaves(given)[0].shape[0]
+        one = jax.tree.map(lambda x: x[0], given)
+        check_params(function, one, arrays)
+        law, label = None, "as given, stacked over draws"
+    else:
+        if given is not None:
+            check_params(function, given, arrays)
+        chosen = laws.choose(redraw, function, given, arrays)
+        one, law, label = given, chosen.draw, chosen.label
+    if one is None:
+        one = abstract_params(function, arrays)
+        check_params(function, one, arrays)
+    traced = trace(function, one, arrays)
+    sites, values = find_sites(traced)
+    unique = tuple(dict.fromkeys(values))
+    tapped = TappedModel(traced, unique, override_for(traced, rewrite), loss)
+    together = batch_size or automatic_batch(traced)
+    raw = ensemble.run(
+        tapped,
+        arrays,
+        law,
+        key,
+        draws=draws,
+        given=None if stacked else given,
+        stacked=given if stacked else None,
+        chunk=chunk,
+        batch_size=together,
+        progress=progress,
+    )
+    return from_ensemble(
+        raw,
+        np.array([unique.index(v) for v in values]),
+        sites=sites,
+        layer_paths=tuple(y.path for y in traced.layers),
+        law=label,
+        requested=draws,
+        chunk=ensemble.chunk_size(draws + (given is not None and not stacked), chunk),
+        batch_size=together,
+        traced=traced,
+        untapped=untapped(traced),
+    )
+
+
+def _check_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise InvalidArgumentError(
+            message(
+                f"{name}={value!r}.",
+                "It counts random networks: a whole number, at least 1.",
+                f"Pass {name}=16.",
+            )
+        )
+
+
+def _stacked(model: ModelFunction, params: PyTree, inputs: tuple[Any, ...]) -> bool:
+    """Returns whether every leaf has one leading axis more than the model's own."""
+    if params is None or model.init is None:
+        return False
+    own = jax.tree.leaves(abstract_params(model, inputs))
+    leaves = jax.tree.leaves(params)
+    if len(own) != len(leaves) or not leaves:
+        return False
+    sizes = {np.shape(x)[:1] for x in leaves}
+    more = all(np.shape(x)[1:] == y.shape for x, y in zip(leaves, own, strict=True))
+    if more and len(sizes) > 1:
+        raise ParametersError(
+            message(
+                f"Stacked parameters have leading axes of lengths {sorted(sizes)}.",
+                "The leading axis counts the draws and must be the same everywhere.",
+                "Make them with jax.vmap(model.init, (0, None))(keys, inputs).",
+            )
+        )
+    return more and sizes != {()}
+
+
+def find_sites(traced: TracedModel) -> tuple[tuple[Site, ...], list[int]]:
+    """Returns the places to measure, in program order, and the value at each."""
+    graph = traced.graph
+    places: list[tuple[int, Site]] = []
+
+    def add(value: int, layer: int, path: str, kind: str, source: str) -> None:
+        aval = graph.avals[value]
+        if jnp.issubdtype(aval.dtype, jnp.floating):
+            shape = tuple(aval.shape)
+            places.append((value, Site(layer, path, kind, shape, source)))
+
+    signal = traced.signal_input
+    if signal is not None:
+        add(signal, 0, "input", "input", "")
+    for layer in traced.layers:
+        add(layer.u, layer.index, layer.path, "u", layer.source)
+        if layer.v != layer.u:
+            add(layer.v, layer.index, layer.path, "v", layer.source)
+        if layer.z != layer.v:
+            add(layer.z, layer.index, layer.path, "z", layer.source)
+    producers = graph.producers()
+    last = {y.root: y for y in traced.layers}
+    for value, kind in traced.flow.kind.items():
+        if kind == "merge":
+            before = [y for root, y in last.items() if root < value]
+            layer = before[-1] if before else traced.layers[0]
+            equation = producers[value]
+            add(value, layer.index, equation.name, "merge", equation.source)
+    places.sort(key=lambda p: p[0])
+    return tuple(s for _, s in places), [v for v, _ in places]
+
+
+def untapped(traced: TracedModel) -> tuple[str, ...]:
+    """Names the equations that hold parameters and were not looked into."""
+    producers = traced.graph.producers()
+    found = []
+    for value, kind in traced.flow.kind.items():
+        if kind in ("loop", "lookup"):
+            equation = producers[value]
+            text = f"{equation.name} at {equation.source}"
+            if text not in found:
+                found.append(text)
+    return tuple(found)
+
+
+def automatic_batch(traced: TracedModel) -> int:
+    """Returns how many draws to compute at once.
+
+    A batch of networks turns small matrix products into one larger one, which pays
+    while a product is smaller than the cost of its dispatch; a batch of convolutions
+    turns into a grouped convolution, which does not pay on CPU at any size met.
+    """
+    if any(y.kind == "conv" for y in traced.layers):
+        return 1
+    flops = [
+        2.0 * y.connections.fan_in * np.prod(y.shape, dtype=float)
+        for y in traced.layers
+    ]
+    return int(np.clip(2e6 / np.median(flops), 1, 64))

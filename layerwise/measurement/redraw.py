@@ -1,0 +1,151 @@
+"""How the networks of an ensemble are drawn.
+
+From the model's own init; or leaf by leaf, from a zero-mean normal law with the given
+leaf's own second moment; or by a function of a key that the caller passes (a scheme); or
+not at all, from parameters stacked over draws.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from layerwise.errors import InvalidArgumentError, message
+from layerwise.tracing.model import ModelFunction, leaf_name
+from layerwise.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Redraw:
+    """A law of networks.
+
+    Attributes:
+        draw: ``key -> params``, traceable.
+        label: What it is, in a few words, for the report.
+    """
+
+    draw: Callable[[jax.Array], PyTree]
+    label: str
+
+
+def choose(
+    redraw: str | Callable[[jax.Array], PyTree],
+    model: ModelFunction,
+    params: PyTree,
+    inputs: Sequence[Any],
+) -> Redraw:
+    """Returns the law that `redraw` names.
+
+    Args:
+        redraw: "init", "resample", "auto", or a function of a key. "auto" is "init"
+            where the model has an init and `params` (if given) could be one of its
+            draws, else "resample".
+        model: The model.
+        params: The given parameters, or None.
+        inputs: The data inputs.
+
+    Raises:
+        InvalidArgumentError: If the law cannot be had.
+    """
+    if callable(redraw):
+        return Redraw(redraw, getattr(redraw, "label", "drawn by the function given"))
+    if redraw not in ("auto", "init", "resample"):
+        raise InvalidArgumentError(
+            message(
+                f"redraw={redraw!r}.",
+                "The laws are 'init' (the model's own), 'resample' (leaf by leaf, with "
+                "the given leaf's second moment) and 'auto'.",
+                "Pass one of them, or a function key -> params.",
+            )
+        )
+    if redraw == "init" or (redraw == "auto" and params is None):
+        if model.init is None and params is None and model.params is None:
+            raise InvalidArgumentError(
+                message(
+                    f"`params` is missing, and {model.name} has no init.",
+                    "There is nothing to draw networks from.",
+                    "Pass params=<the parameter tree>.",
+                )
+            )
+        if model.init is not None:
+            return _from_init(model, inputs)
+        params = model.params if params is None else params
+    elif redraw == "auto" and model.init is not None:
+        init = _from_init(model, inputs)
+        odd = unlike_init(jax.jit(init.draw)(jax.random.key(0)), params)
+        if odd is None:
+            return init
+        return Redraw(
+            resampler(params), f"redrawn leaf by leaf ({odd} is not as the init draws)"
+        )
+    elif params is None:
+        raise InvalidArgumentError(
+            message(
+                "redraw='resample' without `params`.",
+                "The scale of each leaf is that of the parameters given.",
+                "Pass params, or redraw='init'.",
+            )
+        )
+    return Redraw(resampler(params), "redrawn leaf by leaf, scales as given")
+
+
+def _from_init(model: ModelFunction, inputs: Sequence[Any]) -> Redraw:
+    init = model.init
+    assert init is not None
+    return Redraw(lambda key: init(key, *inputs), "drawn by the model's own init")
+
+
+def _is_constant(leaf: np.ndarray) -> bool:
+    return leaf.size < 2 or bool(np.all(leaf == leaf.flat[0]))
+
+
+def resampler(params: PyTree) -> Callable[[jax.Array], PyTree]:
+    """Returns ``key -> params``: each leaf normal with the given leaf's second moment.
+
+    Leaves that are constant (biases at zero, scales at one), of one entry, or not of
+    floating point stay as they are.
+    """
+    flat, tree = jax.tree_util.tree_flatten_with_path(params)
+    scales: list[float | None] = []
+    for _, leaf in flat:
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        if not floating or _is_constant(np.asarray(leaf)):
+            scales.append(None)
+        else:
+            scales.append(float(np.sqrt(np.mean(np.asarray(leaf, np.float64) ** 2))))
+
+    def draw(key: jax.Array) -> PyTree:
+        leaves = []
+        for (path, leaf), scale in zip(flat, scales, strict=True):
+            if scale is None:
+                leaves.append(leaf)
+                continue
+            own = jax.random.fold_in(key, zlib.crc32(leaf_name(path).encode()))
+            unit = jax.random.normal(own, leaf.shape, jnp.float32)
+            leaves.append((unit * scale).astype(leaf.dtype))
+        return jax.tree.unflatten(tree, leaves)
+
+    return draw
+
+
+def unlike_init(drawn: PyTree, params: PyTree) -> str | None:
+    """Returns the first leaf whose scale could not come from the law that drew `drawn`.
+
+    Both leaves' second moments are sample means of n squares; for a normal law their
+    ratio is within 1 +- 6 sqrt(4/n) but for one time in a billion.
+    """
+    for (path, a), b in zip(
+        jax.tree_util.tree_flatten_with_path(drawn)[0],
+        jax.tree.leaves(params),
+        strict=True,
+    ):
+        if not jnp.issubdtype(a.dtype, jnp.floating):
+            continue
+        x, y = (float(np.mean(np.asarray(v, np.float64) ** 2)) for v in (a, b))
+        if abs(x - y) > 6.0 * np.sqrt(4.0 / max(a.size, 1)) * max(x, y):
+            return leaf_name(path)
+    return None
