@@ -18,12 +18,17 @@ from layerwise.types import Activation, Initializer
 
 
 class ConvSpec(NamedTuple):
-    """One convolution of a block: what a row of an architecture's table says."""
+    """One convolution of a block: what a row of an architecture's table says.
+
+    `padding` is that of each side; None is `kernel // 2`, which keeps the size of the
+    map at stride 1.
+    """
 
     features: int
     kernel: int | tuple[int, int] = 3
     stride: int = 1
     groups: int = 1
+    padding: int | None = None
 
 
 class ConvModule(nn.Module, kw_only=True):
@@ -55,15 +60,16 @@ class ConvModule(nn.Module, kw_only=True):
 
     @nn.nowrap
     def conv(
-        self, x: jax.Array, spec: ConvSpec, *, bias: bool | None = None, padding=None
+        self, x: jax.Array, spec: ConvSpec, *, bias: bool | None = None
     ) -> jax.Array:
-        """Returns the convolution; with a bias if no normalization follows."""
+        """Returns the convolution; with a bias if the module has no normalization."""
         kernel = (spec.kernel,) * 2 if isinstance(spec.kernel, int) else spec.kernel
+        pads = [k // 2 if spec.padding is None else spec.padding for k in kernel]
         return nn.Conv(
             spec.features,
             kernel,
             strides=spec.stride,
-            padding=[(k // 2, k // 2) for k in kernel] if padding is None else padding,
+            padding=[(pad, pad) for pad in pads],
             feature_group_count=spec.groups,
             use_bias=not self.use_norm if bias is None else bias,
             kernel_init=self.kernel_init,
@@ -86,10 +92,9 @@ class ConvModule(nn.Module, kw_only=True):
         train: bool,
         act: Activation | None = nn.relu,
         bias: bool | None = None,
-        padding=None,
     ) -> jax.Array:
         """Returns convolution, normalization, activation: the order of ResNet v1."""
-        x = self.conv(x, spec, bias=bias, padding=padding)
+        x = self.conv(x, spec, bias=bias)
         x = self.norm(x, train=train)
         return x if act is None else act(x)
 
