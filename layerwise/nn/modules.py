@@ -32,13 +32,13 @@ class ConvSpec(NamedTuple):
 
 
 class ConvModule(nn.Module, kw_only=True):
-    """A module made of convolutions with batch normalization.
+    """A module made of convolutions and normalizations.
 
     Attributes:
         kernel_init: Initializer of every kernel.
         dtype: Computation dtype; None takes that of inputs and parameters.
-        use_norm: False leaves every batch normalization out and gives the
-            convolutions biases instead: the network whose signal only the
+        use_norm: False leaves every normalization out and gives convolutions that
+            were in front of one a bias instead: the network whose signal only the
             initialization keeps alive.
     """
 
@@ -82,6 +82,13 @@ class ConvModule(nn.Module, kw_only=True):
         if not self.use_norm:
             return x
         return nn.BatchNorm(use_running_average=not train, dtype=self.dtype)(x)
+
+    @nn.nowrap
+    def layer_norm(self, x: jax.Array) -> jax.Array:
+        """Returns the layer normalization, or `x` where the module has none."""
+        if not self.use_norm:
+            return x
+        return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(x)
 
     @nn.nowrap
     def conv_norm(
