@@ -35,7 +35,7 @@ class PyramidNet(ImageClassifier, kw_only=True):
     """
 
     depth: int = 110
-    alpha: float = 48
+    alpha: float = 48.0
     deep: bool = False
     width: int = 16
     rounding: str = "nearest"
@@ -67,13 +67,13 @@ class PyramidNet(ImageClassifier, kw_only=True):
         return self.classify(x)
 
 
-@register(small={"depth": 8, "width": 4, "alpha": 6, "image_size": 16})
+@register(small={"depth": 8, "width": 4, "alpha": 6.0, "image_size": 16})
 def pyramidnet(**kwargs: Any) -> PyramidNet:
     """PyramidNet-110 (alpha = 48); 1,772,706 parameters."""
     return PyramidNet(**kwargs)
 
 
-@register(small={"depth": 11, "width": 4, "alpha": 6, "image_size": 16})
+@register(small={"depth": 11, "width": 4, "alpha": 6.0, "image_size": 16})
 def pyramidnet_bottleneck(**kwargs: Any) -> PyramidNet:
     """PyramidNet-272 (alpha = 200), of bottlenecks; 26,210,842 parameters."""
-    return PyramidNet(**defaults(kwargs, depth=272, alpha=200, deep=True))
+    return PyramidNet(**defaults(kwargs, depth=272, alpha=200.0, deep=True))
