@@ -62,7 +62,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "benchmarks": {PUBLIC} | LIBRARY,
 }
 
-# Modules from outside, and the files or folders/ that alone may import them.
+# Modules from outside, and the files or folders/ that alone may import them. What stands
+# under `if TYPE_CHECKING:` is never loaded, so that annotations may name them anywhere;
+# JAX's internals may not even be named.
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "jax._src": ("layerwise/_jax.py",),
     "jax.core": ("layerwise/_jax.py",),
@@ -88,13 +90,17 @@ def violations(root: Path) -> list[str]:
         n_lines = len(text.splitlines())
         if file.startswith("layerwise/") and n_lines > MAX_LINES:
             found.append(f"{file}:{n_lines}: more than {MAX_LINES} lines")
-        for line, name in _imports(ast.parse(text)):
+        tree = ast.parse(text)
+        never_run = _never_run(tree)
+        for line, name in _imports(tree):
             if name.startswith("."):
                 reason = "relative import"
             elif name.split(".")[0] in SCANNED:
                 target = _part(root, name)
                 allowed = MAY_IMPORT[importer] | {importer}
                 reason = "" if target in allowed else f"{importer} imports {target}"
+            elif line in never_run and not name.startswith("jax."):
+                reason = ""
             else:
                 reason = _outside(file, name)
             if reason:
@@ -113,6 +119,19 @@ def _imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield from ((node.lineno, f"{module}.{a.name}") for a in node.names)
             case ast.Attribute(value=ast.Name(id="jax")):
                 yield node.lineno, f"jax.{node.attr}"  # jax.core.Tracer needs no import
+
+
+def _never_run(tree: ast.AST) -> set[int]:
+    """The lines under `if TYPE_CHECKING:`."""
+    return {
+        line
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If)
+        and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        and not ast.unparse(node.test).startswith("not ")
+        for statement in node.body
+        for line in range(statement.lineno, (statement.end_lineno or 0) + 1)
+    }
 
 
 def _dotted(file: str) -> str:
@@ -175,6 +194,9 @@ GOOD = {
     ),
     "layerwise/report/plots.py": (
         "import matplotlib.pyplot as plt\nfrom layerwise.theory import recursion\n"
+    ),
+    "layerwise/report/report.py": (
+        "if typing.TYPE_CHECKING:\n    from matplotlib.axes import Axes\n"
     ),
     "experiments/demo.py": (
         "import ml_collections\nimport layerwise as lw\n"
@@ -239,6 +261,21 @@ BAD = {
         "experiments/bad.py",
         "import jax\njax.core.Tracer",
         "bad.py:2: only layerwise/_jax.py may import jax.core",
+    ),
+    "JAX internals in an annotation": (
+        "layerwise/theory/bad.py",
+        "if TYPE_CHECKING:\n    from jax._src.core import Jaxpr",
+        "bad.py:2: only layerwise/_jax.py may import jax._src",
+    ),
+    "theory in an annotation": (
+        "layerwise/measurement/bad.py",
+        "if TYPE_CHECKING:\n    from layerwise.theory import recursion",
+        "measurement imports theory",
+    ),
+    "matplotlib where it is loaded after all": (
+        "layerwise/report/bad.py",
+        "if TYPE_CHECKING:\n    pass\nelse:\n    import matplotlib",
+        "only layerwise/report/plots.py may import matplotlib",
     ),
     "flax in theory": (
         "layerwise/theory/bad.py",
