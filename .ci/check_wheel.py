@@ -1,4 +1,4 @@
-"""Run in a fresh environment that holds the wheel and its dependencies, nothing else."""
+"""Run in a fresh environment that holds the wheel and what it depends on alone."""
 
 import sys
 from pathlib import Path

@@ -5,7 +5,7 @@ import layerwise
 
 project = "layerwise"
 author = "layerwise developers"
-copyright = "layerwise developers"  # noqa: A001
+copyright = "layerwise developers"
 version = release = layerwise.__version__
 
 extensions = [
@@ -14,7 +14,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx.ext.mathjax",
-    "sphinx-mathjax-offline",  # serves MathJax from _static: no content delivery network
+    "sphinx-mathjax-offline",  # serves MathJax from _static, not from the network
 ]
 exclude_patterns = ["_build", "jupyter_execute"]
 

@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import pytest
+
 from helpers import assert_mean_close
 
 
