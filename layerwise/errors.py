@@ -36,7 +36,7 @@ def message(found: str, why: str, fix: str) -> str:
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """Returns ``" Did you mean 'x'?"`` for the closest known name, or an empty string."""
+    """Returns ``" Did you mean 'x'?"`` for the closest known name, or nothing."""
     import difflib
 
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

@@ -6,7 +6,6 @@ and which the scheme says nothing about and the model's own init decides.
 """
 
 import dataclasses
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from layerwise.errors import (
     message,
 )
 from layerwise.initializers import asv, variance_scaling
+from layerwise.random import normal_leaves
 from layerwise.tracing import TracedModel, trace
 from layerwise.tracing.model import (
     ModelFunction,
@@ -75,27 +75,13 @@ class Law:
         return f"drawn under {self.scheme}"
 
     def __call__(self, key: jax.Array) -> PyTree:
-        """Returns one set of parameters; traceable, and determined by `key` alone.
-
-        Every leaf has a key of its own, made of `key` and the leaf's name.
-        """
-        own = None
-        if self.others:
-            own = self._own(key)
-
-        def leaf(path: Any, like: Any) -> jax.Array:
-            name = leaf_name(path)
-            if name in self.stddev:
-                leaf_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-                # float64 holds 1e-300; a float32 weight may not
-                unit = jax.random.normal(leaf_key, like.shape, jnp.float32)
-                return (unit * self.stddev[name]).astype(like.dtype)
-            if name in self.zeros:
-                return jnp.zeros(like.shape, like.dtype)
-            assert own is not None
-            return own[name]
-
-        return jax.tree_util.tree_map_with_path(leaf, self._abstract)
+        """Returns one set of parameters; traceable, and determined by `key` alone."""
+        flat, tree = jax.tree_util.tree_flatten_with_path(self._abstract)
+        likes = {leaf_name(path): like for path, like in flat}
+        leaves = self._own(key) if self.others else {}
+        leaves |= normal_leaves(key, likes, self.stddev)
+        leaves |= {n: jnp.zeros(likes[n].shape, likes[n].dtype) for n in self.zeros}
+        return jax.tree.unflatten(tree, [leaves[name] for name in likes])
 
     def _own(self, key: jax.Array) -> dict[str, jax.Array]:
         if self._model.init is not None:

@@ -1,7 +1,7 @@
 """Many draws of a network, measured in bounded memory.
 
-One compiled program draws a network and measures it; `jax.lax.map` repeats that over the
-keys of a chunk, so that memory is that of one network (or of ``batch_size`` of them
+One compiled program draws a network and measures it; `jax.lax.map` repeats that over
+the keys of a chunk, so that memory is that of one network (or of ``batch_size`` of them
 under `jax.vmap`) and what comes back is a few numbers per draw and tap. Each draw's key
 is made of the ensemble's key and the draw's number alone: how draws are cut into chunks
 changes nothing but rounding.
@@ -25,10 +25,14 @@ Progress = Callable[[int, int], None]
 GIVEN = -1
 """Number of the network whose parameters were given."""
 
-# A second moment outside of these could have lost digits or range in float32; the
-# scales are moved by a power of two until it is inside.
+# A second moment outside of these could have lost digits or range in float32: the
+# frame's scale moves by a power of two until it is inside.
 _LOW, _HIGH = 1e-26, 1e30
 _SHIFT = 2.0**40
+
+# A variance below this share of the squared mean has lost digits: the frame's
+# pivot moves to the mean.
+_CANCELLED = 1e-2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,7 +88,7 @@ def run(
     numbers = np.arange(0 if given is None else GIVEN, draws)
     chunk = chunk_size(len(numbers), chunk)
     program = _program(tapped, inputs, draw, given, key, batch_size)
-    scales = np.ones((2, len(tapped.values)))
+    frames = np.tile([0.0, 1.0], (2, len(tapped.values), 1))
     parts: list[dict[str, np.ndarray]] = []
     done = 0
     try:
@@ -94,7 +98,7 @@ def run(
             rows = None
             if stacked is not None:
                 rows = jax.tree.map(lambda x, i=padded: x[np.maximum(i, 0)], stacked)
-            out, scales = _in_range(program, padded, rows, scales)
+            out, frames = _in_frame(program, padded, rows, frames)
             parts.append({k: v[: len(some)] for k, v in out.items()})
             done += len(some)
             if progress is not None:
@@ -121,7 +125,7 @@ def _program(
     batch_size: int,
 ) -> Callable[..., dict[str, jax.Array]]:
     def one(
-        number: jax.Array, rows: PyTree, inputs: Any, given: PyTree, scales: jax.Array
+        number: jax.Array, rows: PyTree, inputs: Any, given: PyTree, frames: Any
     ) -> dict[str, jax.Array]:
         own = jax.random.fold_in(key, number + 1)
         for_params, for_cotangents = jax.random.split(own)
@@ -135,62 +139,71 @@ def _program(
             params = given
         else:
             params = jax.lax.cond(number == GIVEN, lambda: given, drawn)
-        return tapped.statistics(params, inputs, for_cotangents, scales)
+        return tapped.statistics(params, inputs, for_cotangents, frames)
 
     @jax.jit
     def many(
-        numbers: jax.Array, rows: PyTree, inputs: Any, given: PyTree, scales: jax.Array
+        numbers: jax.Array, rows: PyTree, inputs: Any, given: PyTree, frames: Any
     ) -> dict[str, jax.Array]:
         return jax.lax.map(
-            lambda x: one(x[0], x[1], inputs, given, scales),
+            lambda x: one(x[0], x[1], inputs, given, frames),
             (numbers, rows),
             batch_size=batch_size if batch_size > 1 else None,
         )
 
-    return lambda numbers, rows, scales: many(
-        jnp.asarray(numbers),
-        rows,
-        tuple(inputs),
-        given,
-        jnp.asarray(scales, jnp.float32),
-    )
+    def program(
+        numbers: np.ndarray, rows: PyTree, frames: np.ndarray
+    ) -> dict[str, jax.Array]:
+        plain = not frames[..., 0].any() and (frames[..., 1] == 1).all()
+        framed = None if plain else jnp.asarray(frames, jnp.float32)
+        return many(jnp.asarray(numbers), rows, tuple(inputs), given, framed)
+
+    return program
 
 
-def _in_range(
+def _in_frame(
     program: Callable[..., dict[str, jax.Array]],
     numbers: np.ndarray,
     rows: PyTree,
-    scales: np.ndarray,
+    frames: np.ndarray,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Runs a chunk, again with moved scales where a moment left float32's range.
+    """Runs a chunk, again in moved frames where a moment did not fit its frame.
 
-    The entries themselves may lie anywhere in float32; it is their squares that do not
-    fit. The scales are arguments of the compiled program, so that nothing is compiled
-    again, and those that a chunk ends with begin the next.
+    Returns:
+        Means and variances in place of framed moments, and the frames that fitted, with
+        which the next chunk begins.
     """
-    for _ in range(4):
+    for attempt in range(5):
         raw = {
             k: np.asarray(v, np.float64)
-            for k, v in program(numbers, rows, scales).items()
+            for k, v in program(numbers, rows, frames).items()
         }
-        sides = ("forward", "backward")
-        factor = np.ones_like(scales)
-        for i, side in enumerate(sides):
-            variance = raw[side][..., 1] + np.square(raw[side][..., 0])
-            low = np.min(
-                np.where(variance > 0, variance, np.inf), axis=0, initial=np.inf
-            )
-            low = np.where((variance == 0).any(axis=0), 0.0, low)
-            high = np.max(np.where(np.isnan(variance), np.inf, variance), axis=0)
-            factor[i] = np.where(high > _HIGH, 1 / _SHIFT, 1.0)
-            factor[i] = np.where(
-                (low < _LOW) & (high < _HIGH / _SHIFT), _SHIFT, factor[i]
-            )
-        out = dict(raw)
-        for i, side in enumerate(sides):
-            out[side] = raw[side] / np.stack([scales[i], scales[i] ** 2], axis=-1)
-        moved = np.clip(scales * factor, _SHIFT**-3, _SHIFT**3)
-        if np.array_equal(moved, scales):
+        moved = frames.copy()
+        for i, side in enumerate(("forward", "backward")):
+            mean, second = raw[side][..., 0], raw[side][..., 1]
+            moved[i] = _moved(frames[i], mean, second)
+            pivot, scale = frames[i, :, 0], frames[i, :, 1]
+            with np.errstate(invalid="ignore"):  # inf - inf, reported as not finite
+                variance = np.maximum(second - np.square(mean), 0.0) / scale**2
+            raw[side] = np.stack([mean / scale + pivot, variance], axis=-1)
+        if attempt == 4 or np.array_equal(moved, frames):
             break
-        scales = moved
-    return out, scales
+        frames = moved
+    return raw, frames
+
+
+def _moved(frames: np.ndarray, mean: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Returns the frames, ``(n_values, 2)``, in which these moments would fit."""
+    frames = frames.copy()
+    pivot, scale = frames[:, 0], frames[:, 1]
+    low, high = second.min(axis=0), np.nan_to_num(second, nan=np.inf).max(axis=0)
+    too_high = high > _HIGH
+    too_low = (low < _LOW) & (high < _HIGH / _SHIFT**2)
+    factor = np.where(too_high, 1 / _SHIFT, np.where(too_low, _SHIFT, 1.0))
+    frames[:, 1] = np.clip(scale * factor, _SHIFT**-2, _SHIFT**2)
+    typical = mean[len(mean) // 2]
+    with np.errstate(invalid="ignore"):
+        lost = second - np.square(mean) < _CANCELLED * np.square(mean)
+    lost = lost.any(axis=0) & (factor == 1) & np.isfinite(typical) & (typical != 0)
+    frames[:, 0] = np.where(lost, pivot + typical / scale, pivot)
+    return frames

@@ -1,12 +1,11 @@
 """How the networks of an ensemble are drawn.
 
 From the model's own init; or leaf by leaf, from a zero-mean normal law with the given
-leaf's own second moment; or by a function of a key that the caller passes (a scheme); or
-not at all, from parameters stacked over draws.
+leaf's own second moment; or by a function of a key that the caller passes (a scheme);
+or not at all, from parameters stacked over draws.
 """
 
 import dataclasses
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from layerwise.errors import InvalidArgumentError, message
+from layerwise.random import normal_leaves
 from layerwise.tracing.model import ModelFunction, leaf_name
 from layerwise.types import PyTree
 
@@ -110,24 +110,17 @@ def resampler(params: PyTree) -> Callable[[jax.Array], PyTree]:
     floating point stay as they are.
     """
     flat, tree = jax.tree_util.tree_flatten_with_path(params)
-    scales: list[float | None] = []
-    for _, leaf in flat:
-        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-        if not floating or _is_constant(np.asarray(leaf)):
-            scales.append(None)
-        else:
-            scales.append(float(np.sqrt(np.mean(np.asarray(leaf, np.float64) ** 2))))
+    given = {leaf_name(path): leaf for path, leaf in flat}
+    scales = {
+        name: float(np.sqrt(np.mean(np.asarray(leaf, np.float64) ** 2)))
+        for name, leaf in given.items()
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+        and not _is_constant(np.asarray(leaf))
+    }
 
     def draw(key: jax.Array) -> PyTree:
-        leaves = []
-        for (path, leaf), scale in zip(flat, scales, strict=True):
-            if scale is None:
-                leaves.append(leaf)
-                continue
-            own = jax.random.fold_in(key, zlib.crc32(leaf_name(path).encode()))
-            unit = jax.random.normal(own, leaf.shape, jnp.float32)
-            leaves.append((unit * scale).astype(leaf.dtype))
-        return jax.tree.unflatten(tree, leaves)
+        drawn = given | normal_leaves(key, given, scales)
+        return jax.tree.unflatten(tree, list(drawn.values()))
 
     return draw
 

@@ -59,8 +59,8 @@ class PoolConstants:
 def relu_max(size: int) -> PoolConstants:
     r"""Returns Table 1 for ReLU and max pooling over `size` entries, at q = 1.
 
-    :math:`\tau = T \int_0^\infty s^2 \varphi \Phi^{T-1} ds` by quadrature (to 1e-12) and
-    :math:`\gamma = (1 - 2^{-T})/T` in closed form.
+    :math:`\tau = T \int_0^\infty s^2 \varphi \Phi^{T-1} ds` by quadrature (to 1e-12)
+    and :math:`\gamma = (1 - 2^{-T})/T` in closed form.
 
     Raises:
         InvalidArgumentError: If `size` is below 1.
@@ -181,6 +181,6 @@ def _check_monotone(f: object, root: float) -> None:
                 "Max pooling follows an activation that decreases somewhere.",
                 "Table 1's integral takes the maximum of the outputs for the output of "
                 "the maximum, which needs a non-decreasing activation.",
-                "Measure this model (layerwise.measure), or pool before the activation.",
+                "Measure this model: layerwise.measure(model, params, inputs).",
             )
         )

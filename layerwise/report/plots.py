@@ -43,28 +43,10 @@ def new_figure() -> tuple[Figure, tuple[Axes, Axes]]:
     return figure, (left, right)
 
 
-def plot_report(
-    report: VarianceReport, axes: tuple[Axes, Axes] | None = None
-) -> tuple[Axes, Axes]:
-    """Draws one report: see `VarianceReport.plot`."""
-    return plot_comparison({report.title: report}, axes)
-
-
-def plot_comparison(
+def draw(
     reports: Mapping[str, VarianceReport], axes: tuple[Axes, Axes] | None = None
 ) -> tuple[Axes, Axes]:
-    """Draws several reports over each other, a colour each.
-
-    Solid: mean over networks, with the band between its 16 % and 84 % quantiles over
-    networks. Dashed: predicted. Thin with dots: the network that was passed in.
-
-    Args:
-        reports: Name -> report.
-        axes: Two axes to draw on; new ones if None.
-
-    Returns:
-        The two axes, forward and backward.
-    """
+    """Draws reports over each other: see `layerwise.plot_comparison`."""
     if axes is None:
         _, axes = new_figure()
     for ax, direction in zip(axes, _LABELS, strict=True):
@@ -135,7 +117,7 @@ def _legend(axes: tuple[Axes, Axes], reports: Mapping[str, VarianceReport]) -> N
 
 def png_of(report: VarianceReport, dpi: int = 90) -> str:
     """Returns the report's figure as base64 PNG."""
-    axes = plot_report(report)
+    axes = draw({report.title: report})
     stream = io.BytesIO()
     figure = axes[0].get_figure()
     assert isinstance(figure, Figure)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,9 +145,7 @@ class VarianceReport:
         Returns:
             The two axes.
         """
-        from layerwise.report.plots import plot_report
-
-        return plot_report(self, axes)
+        return plot_comparison({self.title: self}, axes)
 
     def __str__(self) -> str:
         from layerwise.report.table import to_text
@@ -160,7 +159,28 @@ class VarianceReport:
 
         return to_html(self)
 
-    def __rich__(self) -> Any:
-        from layerwise.report.table import rich_table
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from layerwise.report.table import rich_tables
 
-        return rich_table(self)
+        yield from rich_tables(self, options.max_width)
+        yield from self.notes()
+
+
+def plot_comparison(
+    reports: Mapping[str, VarianceReport], axes: "tuple[Axes, Axes] | None" = None
+) -> "tuple[Axes, Axes]":
+    """Draws several reports over each other, a colour each.
+
+    Solid: mean over networks, with the band between its 16 % and 84 % quantiles over
+    networks. Dashed: predicted. Thin with dots: the network that was passed in.
+
+    Args:
+        reports: Name -> report.
+        axes: Two axes to draw on, forward and backward; new ones if None.
+
+    Returns:
+        The two axes; ``axes[0].figure.savefig(...)`` writes the figure.
+    """
+    from layerwise.report.plots import draw
+
+    return draw(reports, axes)

@@ -2,11 +2,12 @@
 
 import html
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from layerwise.report.report import SYMBOL, VarianceReport
+from layerwise.report.report import DIRECTIONS, SYMBOL, VarianceReport
 
 
 def number(value: float) -> str:
@@ -18,11 +19,14 @@ def number(value: float) -> str:
     return f"{value:.2e}"
 
 
-def cells(report: VarianceReport) -> tuple[list[str], list[list[str]]]:
+def cells(
+    report: VarianceReport, directions: Sequence[str] = DIRECTIONS
+) -> tuple[list[str], list[list[str]]]:
     """Returns the column names and the formatted rows."""
     header = ["layer", "path"]
     columns: list[list[str]] = []
-    for direction, symbol in SYMBOL.items():
+    for direction in directions:
+        symbol = SYMBOL[direction]
         s = report.summary(direction)
         header += [f"{symbol} mean", "± s.e.", "median"]
         columns += [list(map(number, v)) for v in (s.mean, s.sem, s.median)]
@@ -39,18 +43,29 @@ def cells(report: VarianceReport) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def rich_table(report: VarianceReport) -> Any:
-    """Returns the table for a terminal."""
+def rich_tables(report: VarianceReport, width: int) -> list[Any]:
+    """Returns the table for a terminal: one, or one a direction where it is narrow."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    whole = _rich_table(report, DIRECTIONS)
+    console = Console(width=10_000)
+    if Measurement.get(console, console.options, whole).maximum <= width:
+        return [whole]
+    return [_rich_table(report, (d,)) for d in DIRECTIONS]
+
+
+def _rich_table(report: VarianceReport, directions: Sequence[str]) -> Any:
     from rich.table import Table
 
-    header, rows = cells(report)
-    table = Table(title=report.title, caption="\n".join(report.notes()))
-    table.caption_justify = "left"
+    header, rows = cells(report, directions)
+    table = Table(title=report.title, title_justify="left")
     for i, name in enumerate(header):
         table.add_column(
             name,
             justify="left" if i == 1 else "right",
             no_wrap=True,
+            overflow="fold",
             style="bold" if name.endswith("mean") else None,
         )
     for row in rows:
@@ -63,7 +78,7 @@ def to_text(report: VarianceReport, width: int = 140) -> str:
     from rich.console import Console
 
     stream = io.StringIO()
-    Console(file=stream, width=width, no_color=True).print(rich_table(report))
+    Console(file=stream, width=width, no_color=True).print(report)
     return stream.getvalue()
 
 

@@ -145,8 +145,8 @@ def dot_connections(
     convolution's; axes batched together with the weight's are separate groups.
     """
     contract, batched = equation.params["dimension_numbers"]
-    signal_axes, weight_axes = contract if signal_first else contract[::-1]
-    _, weight_batch = batched if signal_first else batched[::-1]
+    signal_axes = contract[0 if signal_first else 1]
+    weight_batch = batched[1 if signal_first else 0]
     fan_in = math.prod(signal[a] for a in signal_axes)
     groups = math.prod(weight[a] for a in weight_batch)
     weights = math.prod(weight)

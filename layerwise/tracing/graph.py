@@ -1,12 +1,12 @@
 """A jaxpr with its calls inlined and every value numbered.
 
 Jaxprs nest: `jit` inside `jit`, constants at every level, variables that are equal only
-within their scope. A `Graph` is the same program made flat, which is what analysis wants:
+within their scope. A `Graph` is the same program made flat, as analysis wants it:
 
 * values are integers, unique across nested bodies and increasing along the program, so
   that a value's number orders it after everything it depends on;
-* `jit` and `remat` are inlined (equations keep the names and source lines they had; what
-  `remat` saves is memory, not mathematics);
+* `jit` and `remat` are inlined (equations keep the names and source lines they had;
+  what `remat` saves is memory, not mathematics);
 * `scan`, `while` and `cond` keep their bodies, as graphs of their own;
 * `custom_jvp_call` and `custom_vjp_call` stay one equation, so that their derivative
   rules survive evaluation;
@@ -126,8 +126,8 @@ class _Builder:
         ) -> list[Atom]:
             env: dict[_jax.Var, Atom] = dict(zip(jaxpr.jaxpr.invars, args, strict=True))
             for var, constant in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True):
-                env[var] = new(var)
-                constants[env[var]] = constant
+                value = env[var] = new(var)
+                constants[value] = constant
 
             def read(atom: Any) -> Atom:
                 return atom if isinstance(atom, _jax.Literal) else env[atom]

@@ -10,6 +10,7 @@ begins a region of its own.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -207,7 +208,7 @@ class _LayerFinder:
         counted = self.count(equation, signal, weight, path)
         self.refuse_integers(signal, path)
         chain = dataflow.dominators(self.graph, self.flow, equation.outputs[0])
-        steps = [self.step(a, b) for a, b in zip(chain, chain[1:], strict=False)]
+        steps = [self.step(a, b) for a, b in itertools.pairwise(chain)]
         u, bias, rest = _after_bias(chain[0], steps)
         v = u
         for step in rest:
@@ -287,7 +288,7 @@ class _LayerFinder:
         return counted
 
     def refuse_integers(self, signal: int, path: str) -> None:
-        """Raises if `signal` is an integer input that nothing but layout has touched."""
+        """Raises if `signal` is an integer input that only layout has touched."""
         at = signal
         while at in self.producers and self.producers[at].name in primitives.LAYOUT:
             (at,) = self.producers[at].values_in[:1]

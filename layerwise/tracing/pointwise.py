@@ -119,7 +119,7 @@ _PROBES = np.array([-3.7, -1.3, -0.6, -0.21, 0.13, 0.47, 0.9, 1.6, 3.1], np.floa
 
 
 def _derivative_is_own(equation: Equation) -> bool:
-    """Compares a custom derivative rule with the derivative of the body at a few points.
+    """Compares a custom derivative rule with the derivative of the body at points.
 
     A custom rule is usually a stabler form of the derivative, but a straight-through
     estimator or a gradient reversal is not: then what flows back is not what the
@@ -130,7 +130,7 @@ def _derivative_is_own(equation: Equation) -> bool:
     if len(equation.outputs) != 1:
         return False
 
-    aval = equation.eqn.outvars[0].aval
+    aval: Any = equation.eqn.outvars[0].aval
     like = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
     def at(x: jax.Array) -> list[jax.Array]:

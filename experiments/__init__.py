@@ -1,0 +1,1 @@
+"""Programs that reproduce a table or figure each, as absl binaries."""

@@ -1,0 +1,1 @@
+"""One file per experiment; ``--config=experiments/configs/NAME.py:FORM``."""

@@ -1,0 +1,39 @@
+"""Second moments by layer, measured over random networks and predicted beside.
+
+    python -m experiments.variance_curves \
+        --config=experiments/configs/variance_curves.py:quick
+
+Forms (the part after the colon):
+
+* ``quick``: F34 at full size (224x224, 21,108,362 parameters), two photos, 16 networks
+  under each of four schemes. About a minute and a half on two CPU cores.
+* ``full``: the same with 64 networks, for standard errors half as large.
+* ``small``: F34 at width 8 and 64 pixels, 4 networks; a few seconds, for tests.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(form: str = "quick") -> ConfigDict:
+    """Returns the configuration of a form."""
+    config = ConfigDict()
+    config.model = "f34"
+    config.model_args = ConfigDict({"image_size": 224})
+    config.inputs = "photos"  # or "gaussian"
+    config.batch = 2
+    # scheme, or scheme:cap
+    config.schemes = ("glorot", "kaiming_fan_in", "asv_forward", "asv_backward:3")
+    config.draws = 16
+    config.seed = 0
+    if form == "full":
+        config.draws = 64
+    elif form == "small":
+        config.model_args = ConfigDict({"image_size": 64, "width": 8})
+        config.draws = 4
+    elif form != "quick":
+        raise ValueError(
+            f"Unknown form {form!r} of this configuration.\n"
+            "Its forms are quick, full and small.\n"
+            "Pass --config=experiments/configs/variance_curves.py:quick."
+        )
+    return config
