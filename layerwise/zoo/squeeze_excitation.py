@@ -7,15 +7,15 @@ import jax
 
 from layerwise.nn.blocks.residual import ResidualBlock, stages
 from layerwise.nn.modules import ConvSpec, ImageClassifier, max_pool
-from layerwise.zoo.cifar_resnet import SMALL as CIFAR_SMALL, CifarResNet
 from layerwise.zoo.registry import defaults, register
 from layerwise.zoo.resnet import SMALL as IMAGENET_SMALL, ResNet
+from layerwise.zoo.resnet_cifar import SMALL as CIFAR_SMALL, CifarResNet
 
 
 _SMALL = IMAGENET_SMALL | {"squeeze": 4}
 
 
-@register(small=CIFAR_SMALL | {"squeeze": 2})
+@register(small=CIFAR_SMALL | {"width": 16, "squeeze": 2})
 def cifar_se_resnet(**kwargs: Any) -> CifarResNet:
     """SE-ResNet-20 for CIFAR-10, option B shortcuts; 274,847 parameters."""
     return CifarResNet(**defaults(kwargs, squeeze=16, shortcut="projection"))

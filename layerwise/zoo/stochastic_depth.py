@@ -6,8 +6,8 @@ training step uses 40.25 on average. No parameter is added.
 
 from typing import Any
 
-from layerwise.zoo.cifar_resnet import SMALL, CifarResNet
 from layerwise.zoo.registry import defaults, register
+from layerwise.zoo.resnet_cifar import SMALL, CifarResNet
 
 
 @register(small=SMALL)

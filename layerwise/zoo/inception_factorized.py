@@ -92,7 +92,13 @@ _STEPS: tuple[Step, ...] = (
 )
 
 
-@register(small={"width": 2, "image_size": 75, "num_classes": 10})
+# One module of each kind: stem, 35x35, reduction, 17x17, reduction, 8x8.
+_SMALL_STEPS = scale_steps(
+    (*_STEPS[:8], _STEPS[10], _STEPS[11], _STEPS[15], _STEPS[16]), 2, 32
+)
+
+
+@register(small={"steps": _SMALL_STEPS, "image_size": 75, "num_classes": 10})
 def inception_v3(*, width: int = 32, **kwargs: Any) -> InceptionNet:
     """Inception-v3 without auxiliary classifier; 23,834,568 parameters.
 
