@@ -12,13 +12,14 @@ An affine function of k coordinates is a row ``(c, g_1, ..., g_k)``: value c + g
 
 import dataclasses
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from layerwise.expressivity import clipping
 
 
+@runtime_checkable
 class Cells(Protocol):
     """A finite cover by convex cells that overlap in their boundaries only."""
 
@@ -78,7 +79,7 @@ class Segments:
         """Returns the one interval from `low` to `high`."""
         if not exact:
             return cls(np.array([float(low)]), np.array([float(high)]))
-        ends = [end if np.isinf(end) else Fraction(end) for end in (low, high)]
+        ends = [e if e in (-np.inf, np.inf) else Fraction(e) for e in (low, high)]
         return cls(np.array(ends[:1], object), np.array(ends[1:], object), 0.0)
 
     @property

@@ -138,8 +138,8 @@ def serra_upper_bound(in_size: int, widths: Sequence[int]) -> int:
     """Regions that no network of these widths exceeds. [Serra2018] Theorem 1.
 
     The sum of ``prod_l C(n_l, j_l)`` over the j with
-    ``0 <= j_l <= min(n_0, n_1 - j_1, ..., n_{l-1} - j_{l-1}, n_l)``. For one input it
-    is ``prod_l (n_l + 1)``.
+    ``0 <= j_l <= min(n_0, n_1 - j_1, ..., n_{l-1} - j_{l-1}, n_l)``. For one input
+    and widths of at least 2 it is ``prod_l (n_l + 1)``.
     """
     _check_widths(in_size, widths, 0, "serra_upper_bound")
     dims = {in_size: 1}  # smallest of n_0, n_i - j_i so far -> weighted count
@@ -153,7 +153,9 @@ def serra_upper_bound(in_size: int, widths: Sequence[int]) -> int:
     return sum(dims.values())
 
 
-def hanin_rolnick_bound(in_size: int, neurons: int, constant: float = 1.0) -> float:
+def hanin_rolnick_bound(
+    in_size: int, neurons: int, constant: float | int = 1.0
+) -> float:
     """Bound on the *expected* activation regions in a cube, by [HaninRolnick2019].
 
     ``(T N) ** n_0 / n_0!``, N the number of neurons and T a constant of the law of the

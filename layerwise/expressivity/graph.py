@@ -341,7 +341,7 @@ def linear_part(node: Affine, values: Sequence[np.ndarray]) -> np.ndarray:
         matrix = linear.matrix()
         flat = value.reshape(-1, linear.in_size)
         if value.dtype == object:
-            dense = matrix.toarray() if scipy.sparse.issparse(matrix) else matrix
+            dense = matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
             term = flat @ as_fractions(np.asarray(dense)).T
         elif scipy.sparse.issparse(matrix):
             term = (matrix @ flat.T).T
@@ -353,7 +353,9 @@ def linear_part(node: Affine, values: Sequence[np.ndarray]) -> np.ndarray:
 
 def as_fractions(x: np.ndarray) -> np.ndarray:
     """Returns the same numbers as `Fraction` objects: every float is a rational."""
-    return np.frompyfunc(Fraction, 1, 1)(x)
+    flat = np.empty(x.size, object)
+    flat[:] = [Fraction(float(v)) for v in x.flat]
+    return flat.reshape(x.shape)
 
 
 def concat_values(node: Concat, values: Sequence[np.ndarray]) -> np.ndarray:

@@ -196,5 +196,5 @@ def from_matrix(
 ) -> MatrixMap:
     """Returns the map of a matrix (out, in), dense or scipy sparse."""
     matrix = _as_matrix(weight)
-    rows, columns = (int(n) for n in np.shape(matrix))
-    return MatrixMap(in_shape or (columns,), out_shape or (rows,), matrix)
+    shape: Any = matrix.shape
+    return MatrixMap(in_shape or shape[1:], out_shape or shape[:1], matrix)

@@ -17,10 +17,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from layerwise.errors import InputError, InvalidArgumentError, message
 from layerwise.expressivity.graph import Input, Net, Node, affine, relu
+from layerwise.types import ArrayLike
 
 
 _DIRECTIONS = 256
@@ -51,8 +51,8 @@ class Memorizer:
 
 
 def memorize(
-    x: Float[np.ndarray, "n d"],
-    y: Float[np.ndarray, " n"],
+    x: ArrayLike,
+    y: ArrayLike,
     key: jax.Array,
 ) -> Memorizer:
     """Returns a two-layer ReLU network of n units with ``f(x_i) = y_i``.
@@ -62,8 +62,8 @@ def memorize(
     increments of slope.
 
     Args:
-        x: Examples.
-        y: Labels.
+        x: Examples, (n, d).
+        y: Labels, (n,).
         key: Draws the direction.
 
     Raises:
@@ -83,8 +83,8 @@ def memorize(
 
 
 def memorize_deep(
-    x: Float[np.ndarray, "n d"],
-    y: Float[np.ndarray, " n"],
+    x: ArrayLike,
+    y: ArrayLike,
     key: jax.Array,
     *,
     n_hidden: int,
@@ -92,8 +92,8 @@ def memorize_deep(
     """Returns a ReLU network of L hidden layers, width ceil((n-1)/L) + 2, that fits.
 
     Args:
-        x: Examples.
-        y: Labels.
+        x: Examples, (n, d).
+        y: Labels, (n,).
         key: Draws the direction.
         n_hidden: L, from 1 to n - 1.
 
@@ -176,12 +176,12 @@ def _shift(blocks: list[tuple[np.ndarray, np.ndarray]], end: float) -> float:
     return 1.0 - 2.0 * lowest
 
 
-def _offset(x: np.ndarray, direction: np.ndarray) -> float:
+def _offset(x: ArrayLike, direction: np.ndarray) -> float:
     return float((np.asarray(x, np.float64) @ direction).min())
 
 
 def _projected(
-    x: np.ndarray, y: np.ndarray, key: jax.Array
+    x: ArrayLike, y: ArrayLike, key: jax.Array
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Direction, increasing projections from zero, and the labels in their order."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)

@@ -8,8 +8,8 @@ Bin(n, 1/2) when a path is drawn at random. Three things can be computed:
 * the gradient of each length exactly, at the activations of the full network
   (`gradient_by_length`): a polynomial whose variable counts branches is carried
   backwards, n^2 / 2 products instead of 2^n;
-* the protocol of [Veit2016] (`sampled_gradient_by_length`): draw a path, run forward
-  and backward through it alone, and record the gradient's norm.
+* the protocol of [Veit2016] (`sampled_gradient_by_length`): draw a path, run backward
+  through it alone (and forward, if asked), and record the gradient's norm.
 
 `lesion`, `swap` and `random_swaps` delete and exchange blocks of a trained network.
 """
@@ -19,7 +19,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -251,6 +251,10 @@ def gradient_by_length(
     return parts
 
 
+Forward = Literal["full", "path"]
+"""What the signal goes through when the gradient of one path is measured."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class SampledGradients:
     """Gradient norms along sampled paths. [Veit2016] section 4.3.
@@ -291,11 +295,13 @@ def sampled_gradient_by_length(
     *,
     lengths: Iterable[int] | None = None,
     samples: int = 16,
+    forward: Forward = "full",
 ) -> SampledGradients:
     """Samples paths of each length and measures the gradient through each alone.
 
-    For length k, k blocks are drawn; in the others only the shortcut is used, forward
-    and backward. Standard errors are over paths of this one network.
+    For length k, k blocks are drawn; backwards the gradient goes through the branch
+    only in these, and through the shortcut only in the others. Standard errors are over
+    paths of this one network.
 
     Args:
         blocks: The network.
@@ -304,6 +310,9 @@ def sampled_gradient_by_length(
         key: Draws the paths.
         lengths: Which; all of 0..n if None.
         samples: Paths per length, at least two.
+        forward: What the signal goes through. "full": the whole network, so that the
+            paths are those whose sum is the gradient. "path": the drawn path alone,
+            whose activations, masks and normalization are then its own.
 
     Raises:
         InvalidArgumentError: If a length is not in 0..n or there is one sample.
@@ -319,24 +328,46 @@ def sampled_gradient_by_length(
             )
         )
     slope = jax.jit(jax.grad(loss))
-    norms = np.zeros((len(wanted), samples))
-    for row, k in enumerate(wanted.tolist()):
+    states = run_blocks(blocks, x)
+    rows = []
+    for k in wanted.tolist():
+        taken = np.zeros((samples, n), bool)
         for draw in range(samples):
             choice = jax.random.fold_in(jax.random.fold_in(key, k), draw)
-            taken = set(np.asarray(jax.random.permutation(choice, n))[:k].tolist())
-            norms[row, draw] = _path_norm(blocks, x, slope, taken)
-    return SampledGradients(n, wanted, norms)
+            taken[draw, np.asarray(jax.random.permutation(choice, n))[:k]] = True
+        if forward == "full":
+            rows.append(_norms_in_full(blocks, states, slope(states[-1]), taken))
+        else:
+            rows.append([_norm_alone(blocks, x, slope, row) for row in taken])
+    return SampledGradients(n, wanted, np.asarray(rows))
 
 
-def _path_norm(
-    blocks: Sequence[Block], x: jax.Array, slope: Any, taken: set[int]
+def _norms_in_full(
+    blocks: Sequence[Block],
+    states: Sequence[jax.Array],
+    cotangent: jax.Array,
+    taken: np.ndarray,
+) -> np.ndarray:
+    """Norms of the gradients through each path, all at the full network's states."""
+    parts = jnp.broadcast_to(cotangent, (len(taken), *cotangent.shape))
+    for i, block in reversed(list(enumerate(blocks))):
+        short, long = _pulled(block, states[i], parts)
+        if long is None:
+            long = jnp.zeros_like(short)  # a deleted branch carries nothing
+        mask = taken[:, i].reshape(-1, *[1] * (short.ndim - 1))
+        parts = jnp.where(mask, long, short)
+    return np.linalg.norm(np.asarray(parts, np.float64).reshape(len(taken), -1), axis=1)
+
+
+def _norm_alone(
+    blocks: Sequence[Block], x: jax.Array, slope: Any, taken: np.ndarray
 ) -> float:
-    """The norm of the gradient at `x` through the `taken` branches alone."""
+    """The norm of the gradient of the network that is one path alone."""
     path = [
         dataclasses.replace(b, shortcut=_nothing(b.shortcut))
-        if i in taken
+        if use
         else dataclasses.replace(b, branch=None)
-        for i, b in enumerate(blocks)
+        for b, use in zip(blocks, taken, strict=True)
     ]
     states = run_blocks(path, x)
     parts = slope(states[-1])[None]

@@ -55,7 +55,7 @@ class PiecewiseLinear:
 
     def piece(self, x: np.ndarray) -> np.ndarray:
         """Returns the index of the interval that holds each entry of `x`."""
-        return np.searchsorted(np.asarray(self.breaks), x, side="right")
+        return np.asarray(np.searchsorted(self.breaks, x, side="right"))
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Evaluates entrywise."""

@@ -29,7 +29,7 @@ class Polyhedra:
     tolerance: float = 1e-8
 
     @classmethod
-    def whole(cls, dim: int, bound: float | None = None) -> "Polyhedra":
+    def whole(cls, dim: int, bound: float | int | None = None) -> "Polyhedra":
         """Returns the one cell of all of space, or the cube ``|x_i| <= bound``."""
         rows = np.zeros((0, dim + 1))
         if bound is not None:

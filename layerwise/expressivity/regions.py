@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
+import scipy.sparse.csgraph
 from jaxtyping import Float
 
 from layerwise.errors import InputError, UnsupportedModelError, message
@@ -217,8 +218,8 @@ def decompose_plane(
     net: Net,
     plane: Slice | None = None,
     *,
-    low: Sequence[float] = (-1.0, -1.0),
-    high: Sequence[float] = (1.0, 1.0),
+    low: Sequence[float | int] = (-1.0, -1.0),
+    high: Sequence[float | int] = (1.0, 1.0),
 ) -> Decomposition:
     """Returns the polygons on which a network is affine, in a rectangle of a plane.
 
@@ -236,7 +237,7 @@ def decompose_plane(
     return _decompose(net, cells, plane)
 
 
-def decompose_space(net: Net, *, bound: float | None = None) -> Decomposition:
+def decompose_space(net: Net, *, bound: float | int | None = None) -> Decomposition:
     """Returns all regions of a small network, by linear programs.
 
     Counts every region that holds a ball of radius 1e-8. About a millisecond per region

@@ -119,7 +119,7 @@ def _is_affine_step(equation: Equation, operands: Sequence[Any]) -> bool:
     if name == "convert_element_type":
         new = _aval(equation).dtype
         old = cast(Any, equation.eqn.invars[0].aval).dtype
-        return bool(np.issubdtype(new, np.floating) and np.issubdtype(old, np.floating))
+        return np.issubdtype(new, np.floating) and np.issubdtype(old, np.floating)
     if name in ("add", "sub", "mul", "add_any"):
         return count == 1
     return name == "div" and count == 1 and isinstance(operands[0], Mapping)

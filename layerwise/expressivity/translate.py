@@ -136,7 +136,7 @@ def traced(
     if params is None and function.params is None and function.init is not None:
         abstract_params(function, arrays)  # says why, if init cannot be called
         draw = jax.random.key(0) if key is None else key
-        params = function.init(draw, *arrays)
+        params = jax.jit(function.init)(draw, *arrays)
     variables = complete(function, params)
     run = functools.partial(function.apply, variables)
     program = from_jaxpr(jax.make_jaxpr(run)(arrays[0]))
@@ -346,11 +346,12 @@ def _aval(equation: Equation) -> Any:
 
 def _unsupported(equation: Equation) -> UnsupportedModelError:
     shapes = ", ".join(str(v.aval) for v in equation.eqn.invars)
-    where = equation.scope or "the model"
+    places = [equation.scope or "the model's top level"]
+    places += [f"({equation.source})"] if equation.source.strip(" ()") else []
     return UnsupportedModelError(
         message(
-            f"Primitive {equation.name!r} on ({shapes}), reached at {where} "
-            f"({equation.source}).",
+            f"Primitive {equation.name!r} on ({shapes}), reached at "
+            f"{' '.join(places)}.",
             "It is no affine map, no elementwise function of one signal, no maximum "
             "over windows and no entrywise merge.",
             "Leave it out of the model given here (for example return the logits "

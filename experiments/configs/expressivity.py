@@ -1,0 +1,38 @@
+"""Every figure and table of expressivity.
+
+    python -m experiments.expressivity \
+        --config=experiments/configs/expressivity.py:quick --workdir=runs/expressivity
+
+Forms (the part after the colon):
+
+* ``quick``: under a minute on two CPU cores; ResNet-110's paths at 16 x 16 pixels.
+* ``full``: more networks and paths, and 32 x 32 pixels; some minutes.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(form: str = "quick") -> ConfigDict:
+    """Returns the configuration of a form."""
+    config = ConfigDict()
+    config.seed = 0
+    config.networks = 30  # random networks per architecture on a line
+    config.plane_networks = 10  # and in a square
+    config.line_widths = ((32,), (32,) * 2, (64,) * 2, (32,) * 4, (16,) * 8, (32,) * 8)
+    config.depths = (1, 2, 3, 4)  # of width 8, for regions against depth
+    config.widths = (6, 8, 12, 16, 24)  # of two layers, for regions against width
+    config.memorize = ConfigDict({"n": 400, "d": 20, "hidden": (1, 2, 5, 10, 20)})
+    config.paths = ConfigDict({"image_size": 16, "batch": 2, "samples": 6, "stride": 3})
+    if form == "full":
+        config.networks = 100
+        config.plane_networks = 50
+        config.paths = ConfigDict(
+            {"image_size": 32, "batch": 4, "samples": 16, "stride": 1}
+        )
+    elif form != "quick":
+        raise ValueError(
+            f"Unknown form {form!r} of this configuration.\n"
+            "Its forms are quick and full.\n"
+            "Pass --config=experiments/configs/expressivity.py:quick."
+        )
+    return config
