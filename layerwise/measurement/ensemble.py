@@ -1,14 +1,20 @@
 """Many draws of a network, measured in bounded memory.
 
-One compiled program draws a network and measures it; `jax.lax.map` repeats that over
-the keys of a chunk, so that memory is that of one network (or of ``batch_size`` of them
-under `jax.vmap`) and what comes back is a few numbers per draw and tap. Each draw's key
-is made of the ensemble's key and the draw's number alone: how draws are cut into chunks
+One compiled program draws a network and measures it, and repeats that over the draws of
+a chunk in a loop, so that memory is that of one network (or of ``batch_size`` of them
+under `jax.vmap`) and what comes back is a few numbers per draw and tap. On CPU, as many
+chunks as there are cores run side by side. Each draw's key is made of the ensemble's
+key and the draw's number alone: how draws are cut into chunks, and who runs them when,
 changes nothing but rounding.
 """
 
+import collections
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -87,97 +93,186 @@ def run(
     """
     numbers = np.arange(0 if given is None else GIVEN, draws)
     chunk = chunk_size(len(numbers), chunk)
-    program = _program(tapped, inputs, draw, given, key, batch_size)
-    frames = np.tile([0.0, 1.0], (2, len(tapped.values), 1))
+    pieces = [numbers[i : i + chunk] for i in range(0, len(numbers), chunk)]
+    program = _Program(tapped, inputs, draw, given, stacked, key, chunk, batch_size)
+    start = np.tile([0.0, 1.0], (2, len(tapped.values), 1))
     parts: list[dict[str, np.ndarray]] = []
     done = 0
-    try:
-        while done < len(numbers):
-            some = numbers[done : done + chunk]
-            padded = np.resize(some, chunk) if len(some) < chunk else some
-            rows = None
-            if stacked is not None:
-                rows = jax.tree.map(lambda x, i=padded: x[np.maximum(i, 0)], stacked)
-            out, frames = _in_frame(program, padded, rows, frames)
-            parts.append({k: v[: len(some)] for k, v in out.items()})
-            done += len(some)
-            if progress is not None:
-                progress(done, len(numbers))
-    except KeyboardInterrupt:
-        if not parts:
-            raise
+    with _pool() as pool:
+        running: collections.deque[tuple[Future, np.ndarray]] = collections.deque()
+        # Two calls per worker are under way. The frames that a call ends with are those
+        # that the first call not yet under way begins with: the same in every run.
+        ahead = 2 * workers()
+        frames = [start] * ahead
+        try:
+            for i, piece in enumerate(pieces[:ahead]):
+                running.append((program.submit(pool, piece, frames[i]), frames[i]))
+            for i, piece in enumerate(pieces):
+                future, own = running.popleft()
+                out, own = _in_frame(program, pool, future, piece, own)
+                if i + ahead < len(pieces):
+                    following = program.submit(pool, pieces[i + ahead], own)
+                    running.append((following, own))
+                parts.append(out)
+                done += len(piece)
+                if progress is not None:
+                    progress(done, len(numbers))
+        except KeyboardInterrupt:
+            if not parts:
+                raise
+        finally:
+            for future, _ in running:
+                future.cancel()
     joined = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     return Ensemble(draws=numbers[:done], **joined)
 
 
+def workers() -> int:
+    """Returns how many compiled calls run at the same time.
+
+    XLA's CPU backend computes one network's layers on little more than one core; so as
+    many networks as there are cores are measured side by side, by threads (the compiled
+    calls do not hold Python's lock). Other devices have one queue.
+    """
+    if jax.default_backend() != "cpu":
+        return 1
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def chunk_size(total: int, chunk: int | None) -> int:
-    """Returns the draws per call that cut `total` into equal calls, at most `chunk`."""
+    """Returns the draws per call that cut `total` into equal calls, at most `chunk`.
+
+    With `chunk` None, there is a call for every worker if `total` allows.
+    """
     calls = -(-total // (chunk or 16))
+    if chunk is None:
+        calls = min(-(-calls // workers()) * workers(), total)
     return -(-total // calls)
 
 
-def _program(
-    tapped: TappedModel,
-    inputs: Sequence[jax.Array],
-    draw: Callable[[jax.Array], PyTree] | None,
-    given: PyTree,
-    key: jax.Array,
-    batch_size: int,
-) -> Callable[..., dict[str, jax.Array]]:
-    def one(
-        number: jax.Array, rows: PyTree, inputs: Any, given: PyTree, frames: Any
+@contextlib.contextmanager
+def _pool() -> Iterator[ThreadPoolExecutor]:
+    """Yields threads; what they have not begun is dropped at the end."""
+    pool = ThreadPoolExecutor(workers(), thread_name_prefix="layerwise")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Program:
+    """The compiled call: up to `chunk` networks drawn and measured one after the other.
+
+    It is compiled in the thread that asks for it, whose settings (float64, matrix
+    precision) it is to have, and runs in a thread of the pool.
+    """
+
+    def __init__(
+        self,
+        tapped: TappedModel,
+        inputs: Sequence[jax.Array],
+        draw: Callable[[jax.Array], PyTree] | None,
+        given: PyTree,
+        stacked: PyTree,
+        key: jax.Array,
+        chunk: int,
+        batch_size: int,
+    ) -> None:
+        self._tapped = tapped
+        self._draw = draw
+        self._data = (tuple(inputs), given, stacked, key)
+        self._together = min(batch_size, chunk)
+        self._length = -(-chunk // self._together) * self._together
+        self._compiled: dict[bool, Any] = {}
+
+    def submit(
+        self, pool: ThreadPoolExecutor, numbers: np.ndarray, frames: np.ndarray
+    ) -> Future:
+        """Starts a call; its result is the raw moments as float64 arrays."""
+        plain = not frames[..., 0].any() and (frames[..., 1] == 1).all()
+        framed = None if plain else jnp.asarray(frames, jnp.float32)
+        padded = np.resize(numbers, self._length).astype(np.int32)
+        args = (padded, np.int32(len(numbers)), framed, *self._data)
+        if plain not in self._compiled:
+            self._compiled[plain] = jax.jit(self._many).lower(*args).compile()
+        return pool.submit(_fetch, self._compiled[plain], args, len(numbers))
+
+    def _many(
+        self, numbers: jax.Array, count: jax.Array, frames: Any, *data: Any
+    ) -> dict[str, jax.Array]:
+        together = self._together
+
+        def some(i: jax.Array) -> dict[str, jax.Array]:
+            own = jax.lax.dynamic_slice_in_dim(numbers, i * together, together)
+            one = lambda number: self._one(number, frames, *data)
+            return jax.vmap(one)(own) if together > 1 else _lead(one(own[0]))
+
+        def step(i: jax.Array, out: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            update = functools.partial(
+                jax.lax.dynamic_update_slice_in_dim, start_index=i * together, axis=0
+            )
+            return jax.tree.map(update, out, some(i))
+
+        shapes = jax.eval_shape(some, jax.ShapeDtypeStruct((), jnp.int32))
+        empty = {
+            k: jnp.zeros((self._length, *v.shape[1:]), v.dtype)
+            for k, v in shapes.items()
+        }
+        # The number of steps is an argument: a shorter last call is the same program.
+        return jax.lax.fori_loop(0, -(-count // together), step, empty)
+
+    def _one(
+        self,
+        number: jax.Array,
+        frames: Any,
+        inputs: Any,
+        given: PyTree,
+        stacked: PyTree,
+        key: jax.Array,
     ) -> dict[str, jax.Array]:
         own = jax.random.fold_in(key, number + 1)
         for_params, for_cotangents = jax.random.split(own)
 
         def drawn() -> PyTree:
-            return draw(for_params) if rows is None else rows  # type: ignore[misc]
+            if stacked is not None:
+                return jax.tree.map(lambda x: x[jnp.maximum(number, 0)], stacked)
+            assert self._draw is not None
+            return self._draw(for_params)
 
         if given is None:
             params = drawn()
-        elif draw is None and rows is None:
+        elif self._draw is None and stacked is None:
             params = given
         else:
             params = jax.lax.cond(number == GIVEN, lambda: given, drawn)
-        return tapped.statistics(params, inputs, for_cotangents, frames)
+        return self._tapped.statistics(params, inputs, for_cotangents, frames)
 
-    @jax.jit
-    def many(
-        numbers: jax.Array, rows: PyTree, inputs: Any, given: PyTree, frames: Any
-    ) -> dict[str, jax.Array]:
-        return jax.lax.map(
-            lambda x: one(x[0], x[1], inputs, given, frames),
-            (numbers, rows),
-            batch_size=batch_size if batch_size > 1 else None,
-        )
 
-    def program(
-        numbers: np.ndarray, rows: PyTree, frames: np.ndarray
-    ) -> dict[str, jax.Array]:
-        plain = not frames[..., 0].any() and (frames[..., 1] == 1).all()
-        framed = None if plain else jnp.asarray(frames, jnp.float32)
-        return many(jnp.asarray(numbers), rows, tuple(inputs), given, framed)
+def _lead(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x[None], tree)
 
-    return program
+
+def _fetch(call: Callable[..., Any], args: tuple, count: int) -> dict[str, np.ndarray]:
+    out = jax.device_get(call(*args))
+    return {k: np.asarray(v[:count], np.float64) for k, v in out.items()}
 
 
 def _in_frame(
-    program: Callable[..., dict[str, jax.Array]],
+    program: _Program,
+    pool: ThreadPoolExecutor,
+    future: Future,
     numbers: np.ndarray,
-    rows: PyTree,
     frames: np.ndarray,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Runs a chunk, again in moved frames where a moment did not fit its frame.
+    """Waits for a call; repeats it in moved frames where a moment did not fit its own.
 
     Returns:
-        Means and variances in place of framed moments, and the frames that fitted, with
-        which the next chunk begins.
+        Means and variances in place of framed moments, and the frames that fitted.
     """
     for attempt in range(5):
-        raw = {
-            k: np.asarray(v, np.float64)
-            for k, v in program(numbers, rows, frames).items()
-        }
+        raw = future.result()
         moved = frames.copy()
         for i, side in enumerate(("forward", "backward")):
             mean, second = raw[side][..., 0], raw[side][..., 1]
@@ -189,6 +284,7 @@ def _in_frame(
         if attempt == 4 or np.array_equal(moved, frames):
             break
         frames = moved
+        future = program.submit(pool, numbers, frames)
     return raw, frames
 
 

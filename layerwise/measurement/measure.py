@@ -9,7 +9,7 @@ import numpy as np
 
 from layerwise.errors import InvalidArgumentError, ParametersError, message
 from layerwise.measurement import ensemble, redraw as laws
-from layerwise.measurement.fast_cpu import override_for
+from layerwise.measurement.fast_cpu import faster_draw, override_for
 from layerwise.measurement.result import Measurement, Site, from_ensemble
 from layerwise.measurement.taps import TappedModel
 from layerwise.tracing import TracedModel, trace
@@ -109,7 +109,7 @@ def measure(
         if given is not None:
             check_params(function, given, arrays)
         chosen = laws.choose(redraw, function, given, arrays)
-        one, law, label = given, chosen.draw, chosen.label
+        one, law, label = given, faster_draw(chosen.draw, rewrite), chosen.label
     if one is None:
         one = abstract_params(function, arrays)
         check_params(function, one, arrays)
