@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from layerwise import zoo
+from tests.nn.running import compile_once, init
 
 
 # Of architectures that differ in numbers only, one stands for the others.
@@ -23,23 +24,17 @@ REPRESENTATIVES = sorted(
 )
 DTYPES = (jnp.float32, jnp.bfloat16)
 
-# These programs run once: time to compile is all that they cost.
-COMPILER_OPTIONS = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
-
 
 def constant_he_normal():
     """As the default, but constants of the program: ten times faster to compile."""
     generator = np.random.default_rng(0)  # noqa: TID251
 
-    def init(key, shape, dtype=jnp.float32):
+    def he_normal(key, shape, dtype=jnp.float32):
         del key
         stddev = (2 / np.prod(shape[:-1])) ** 0.5
         return jnp.asarray(stddev * generator.standard_normal(shape), dtype)
 
-    return init
+    return he_normal
 
 
 def loss_and_gradient(model, variables, x, key, *, train):
@@ -68,14 +63,12 @@ def loss_and_gradient(model, variables, x, key, *, train):
 def run(model, key, dtype, *, train):
     """Two draws of the inputs, two examples each, in one compiled call."""
     x = jax.random.normal(key, (2, 2, *model.input_shape), dtype)
-    init = jax.jit(model.init, compiler_options=COMPILER_OPTIONS)
-    variables = init(key, x[0])
+    variables = init(model, x[0], key=key)
 
     def one_draw(x, key):
         return loss_and_gradient(model, variables, x, key, train=train)
 
-    compiled = jax.jit(jax.vmap(one_draw), compiler_options=COMPILER_OPTIONS)
-    return compiled(x, jax.random.split(key))
+    return compile_once(jax.vmap(one_draw))(x, jax.random.split(key))
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVES)
@@ -122,14 +115,14 @@ def test_runs_finite(name, dtype, train, key):
 def test_one_initializer_per_weight_layer_in_forward_order(name, depth):
     used = []
 
-    def init(number):
+    def numbered(number):
         def initializer(key, shape, dtype=jnp.float32):
             used.append(number)
             return jnp.full(shape, number, dtype)
 
         return initializer
 
-    inits = tuple(init(n) for n in range(depth))
+    inits = tuple(numbered(n) for n in range(depth))
     model = zoo.entry(name).build_small(kernel_init=inits)
     inputs = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
     jax.eval_shape(model.init, jax.random.key(0), inputs)

@@ -1,0 +1,41 @@
+"""Runs Flax modules as one compiled program each: `from tests.nn.running import ...`.
+
+Run eagerly, a module compiles every operation by itself, which is most of the time of
+a test. These programs run once, so they are compiled without optimization.
+"""
+
+from typing import Any
+
+import jax
+
+
+COMPILER_OPTIONS = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+
+
+def compile_once(function):
+    return jax.jit(function, compiler_options=COMPILER_OPTIONS)
+
+
+def init_with_output(module, *args, key=None, **kwargs) -> tuple[Any, Any]:
+    key = jax.random.key(0) if key is None else key
+
+    def run(*args):
+        return module.init_with_output(key, *args, **kwargs)
+
+    return compile_once(run)(*args)
+
+
+def init(module, *args, key=None, **kwargs) -> Any:
+    # Without the output, the forward pass is not compiled at all.
+    key = jax.random.key(0) if key is None else key
+    return compile_once(lambda *args: module.init(key, *args, **kwargs))(*args)
+
+
+def apply(module, variables, *args, **kwargs) -> Any:
+    def run(variables, *args):
+        return module.apply(variables, *args, **kwargs)
+
+    return compile_once(run)(variables, *args)
