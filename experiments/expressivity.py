@@ -40,6 +40,7 @@ from layerwise.expressivity import (
     share_of_paths,
     strictness,
 )
+from layerwise.expressivity.cells import Polygons
 from layerwise.expressivity.paths import path_length_law, run_blocks
 from layerwise.report import regions_plot
 
@@ -137,7 +138,7 @@ class PooledConv(nn.Module):
         return nn.Dense(1)(x.reshape(x.shape[0], -1))
 
 
-def mosaics(config: ConfigDict) -> dict[str, Decomposition]:
+def mosaics(config: ConfigDict) -> dict[str, Decomposition[Polygons]]:
     """Returns the decompositions that are drawn, by title."""
     key = jax.random.key(config.seed)
     found = {}
@@ -150,26 +151,26 @@ def mosaics(config: ConfigDict) -> dict[str, Decomposition]:
     found["random, widths (6, 6, 6)"] = decompose_plane(net)
     net = random_net(key, 2, (32, 32, 32), bias=0.5)
     found["random, widths (32, 32, 32)"] = decompose_plane(net)
-    net = net_of(PooledConv(), jnp.ones((1, 8, 8, 2)), key=key)
+    net = net_of(PooledConv(), jnp.ones((1, 6, 6, 1)), key=key)
     plane = Slice.through(*normal(key, 3, net.input.size))
-    title = "conv, max pool and skip:\na plane through three inputs"
-    found[title] = decompose_plane(net, plane, low=(-9, -9), high=(18, 18))
+    title = "pooled conv net, a plane through 3 inputs"
+    found[title] = decompose_plane(net, plane, low=(-6, -6), high=(12, 12))
     return found
 
 
-def draw_mosaics(found: dict[str, Decomposition], path: Path) -> None:
-    axes = regions_plot.new_axes(len(found), width=3.9, height=4.4)
+def draw_mosaics(found: dict[str, Decomposition[Polygons]], path: Path) -> None:
+    axes = regions_plot.new_axes(2, 2, width=5.0, height=5.2)
     for ax, (title, d) in zip(axes, found.items(), strict=True):
         batch = d.cells.batch
         polygons = [v[:n] for v, n in zip(batch.vertices, batch.count)]
-        dense = d.n_activation_regions > 1000
+        dense = d.n_activation_regions > 1900
         regions_plot.draw_mosaic(
             ax, polygons, d.rows[:, 0, 1:], edge_width=0.12 if dense else 0.3
         )
-        ax.set_title(f"{title}\n{d.n_linear_regions} linear regions")
+        ax.set_title(f"{title}\n{d.n_linear_regions:,} linear regions")
         ax.set_xlabel("first coordinate")
-    axes[0].set_ylabel("second coordinate")
-    axes[0].figure.savefig(path, dpi=160)
+        ax.set_ylabel("second coordinate")
+    regions_plot.save(axes[0], path)
 
 
 def count_in_square(
@@ -242,6 +243,10 @@ def line_table(config: ConfigDict) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["widths", "depth", "neurons", "pieces", "sem"])
 
 
+def column_of(table: pd.DataFrame, name: str) -> np.ndarray:
+    return np.array(table[name].tolist(), np.float64)
+
+
 def draw_counts(table: pd.DataFrame, line: pd.DataFrame, path: Path) -> None:
     axes = regions_plot.new_axes(3, width=4.4, height=4.0)
     labels = {
@@ -254,20 +259,20 @@ def draw_counts(table: pd.DataFrame, line: pd.DataFrame, path: Path) -> None:
         part = table[table.against == against]
         series = {
             label: (
-                part[column].to_numpy(float),
-                part.random_sem.to_numpy() if column == "random" else None,
+                column_of(part, column),
+                column_of(part, "random_sem") if column == "random" else None,
             )
             for label, column in labels.items()
         }
         bounds = ("Serra et al., upper bound", "(neurons)²/2")
-        regions_plot.draw_counts(ax, part.x.to_numpy(), series, lines_only=bounds)
+        regions_plot.draw_counts(ax, column_of(part, "x"), series, lines_only=bounds)
         ax.set_ylabel("linear regions, two inputs")
     axes[0].set_xlabel("hidden layers of width 8")
     axes[1].set_xlabel("width of two hidden layers")
     regions_plot.draw_line_counts(
-        axes[2], *(line[c].to_numpy() for c in ("neurons", "pieces", "sem", "depth"))
+        axes[2], *(column_of(line, c) for c in ("neurons", "pieces", "sem", "depth"))
     )
-    axes[0].figure.savefig(path, dpi=160)
+    regions_plot.save(axes[0], path)
 
 
 # Memorization and paths ---------------------------------------------------------------
@@ -295,38 +300,48 @@ def path_table(config: ConfigDict) -> pd.DataFrame:
     x = jax.random.normal(key, (p.batch, p.image_size, p.image_size, 16))
     loss = loss_of(key, p.batch)
     lengths = range(0, n + 1, p.stride)
-    sampled = sampled_gradient_by_length(
-        blocks, x, loss, key, lengths=lengths, samples=p.samples
+    full, alone = (
+        sampled_gradient_by_length(
+            blocks, x, loss, key, lengths=lengths, samples=samples, forward=forward
+        )
+        for forward, samples in (("full", p.samples), ("path", p.samples_alone))
     )
     cotangent = jax.grad(loss)(run_blocks(blocks, x)[-1])
     exact = gradient_by_length(blocks, x, cotangent)
     norms = np.linalg.norm(np.asarray(exact, np.float64).reshape(n + 1, -1), axis=1)
     columns = {
-        "length": sampled.lengths,
-        "paths": path_length_law(n)[sampled.lengths],
-        "norm": sampled.mean,
-        "norm_sem": sampled.sem,
-        "sampled_share": sampled.share,
-        "summed_norm": norms[sampled.lengths],
+        "length": full.lengths,
+        "paths": path_length_law(n)[full.lengths],
+        "full_norm": full.mean,
+        "full_sem": full.sem,
+        "full_share": full.share,
+        "alone_norm": alone.mean,
+        "alone_sem": alone.sem,
+        "alone_share": alone.share,
+        "summed_norm": norms[full.lengths],
     }
     return pd.DataFrame(columns)
 
 
 def draw_paths(table: pd.DataFrame, path: Path) -> None:
     axes = regions_plot.new_axes(2, width=5.4, height=4.0)
-    lengths = table.length.to_numpy()
-    regions_plot.draw_path_norms(
-        axes[0], lengths, table.norm.to_numpy(), table.norm_sem.to_numpy()
-    )
-    axes[0].set_title("Untrained ResNet-110: sampled paths, mean ± s.e.")
-    summed = table.summed_norm.to_numpy()
-    shares = {
-        "gradient: paths × mean norm": (lengths, table.sampled_share.to_numpy()),
-        "gradient: norm of each length's sum": (lengths, summed / summed.sum()),
+    lengths = column_of(table, "length")
+    labels = {"full": "forward: whole network", "alone": "forward: that path alone"}
+    norms = {
+        label: (lengths, column_of(table, f"{k}_norm"), column_of(table, f"{k}_sem"))
+        for k, label in labels.items()
     }
+    regions_plot.draw_path_norms(axes[0], norms)
+    axes[0].set_title("Untrained ResNet-110: sampled paths, mean ± s.e.")
+    summed = column_of(table, "summed_norm")
+    shares = {
+        f"paths × norm, {label}": (lengths, column_of(table, f"{k}_share"))
+        for k, label in labels.items()
+    }
+    shares["norm of the sum over paths, exact"] = (lengths, summed / summed.sum())
     regions_plot.draw_path_shares(axes[1], path_length_law(54), shares)
     axes[1].set_title("Which lengths carry the gradient")
-    axes[0].figure.savefig(path, dpi=160)
+    regions_plot.save(axes[0], path)
 
 
 def run(config: ConfigDict, workdir: str) -> pd.DataFrame:

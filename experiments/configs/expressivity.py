@@ -22,12 +22,20 @@ def get_config(form: str = "quick") -> ConfigDict:
     config.depths = (1, 2, 3, 4)  # of width 8, for regions against depth
     config.widths = (6, 8, 12, 16, 24)  # of two layers, for regions against width
     config.memorize = ConfigDict({"n": 400, "d": 20, "hidden": (1, 2, 5, 10, 20)})
-    config.paths = ConfigDict({"image_size": 16, "batch": 2, "samples": 6, "stride": 3})
+    config.paths = ConfigDict(
+        {"image_size": 16, "batch": 2, "samples": 32, "samples_alone": 3, "stride": 3}
+    )
     if form == "full":
         config.networks = 100
         config.plane_networks = 50
         config.paths = ConfigDict(
-            {"image_size": 32, "batch": 4, "samples": 16, "stride": 1}
+            {
+                "image_size": 32,
+                "batch": 4,
+                "samples": 128,
+                "samples_alone": 16,
+                "stride": 1,
+            }
         )
     elif form != "quick":
         raise ValueError(

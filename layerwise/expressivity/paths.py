@@ -329,7 +329,7 @@ def sampled_gradient_by_length(
         )
     slope = jax.jit(jax.grad(loss))
     states = run_blocks(blocks, x)
-    rows = []
+    rows: list[Any] = []
     for k in wanted.tolist():
         taken = np.zeros((samples, n), bool)
         for draw in range(samples):

@@ -23,7 +23,7 @@ Example:
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import scipy.sparse
@@ -119,8 +119,11 @@ def axes(size: int) -> Slice:
 # Decompositions -----------------------------------------------------------------------
 
 
+CellsT = TypeVar("CellsT", bound=Cells)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Decomposition:
+class Decomposition(Generic[CellsT]):
     """The cells on which a network is affine, one per activation region.
 
     Attributes:
@@ -132,7 +135,7 @@ class Decomposition:
         subspace: The part of input space that was decomposed.
     """
 
-    cells: Cells
+    cells: CellsT
     rows: np.ndarray
     pattern: np.ndarray
     subspace: Slice
@@ -192,7 +195,7 @@ def decompose_line(
     low: Any = -np.inf,
     high: Any = np.inf,
     exact: bool = False,
-) -> Decomposition:
+) -> Decomposition[Segments]:
     """Returns the linear pieces of a network along a line.
 
     Args:
@@ -220,7 +223,7 @@ def decompose_plane(
     *,
     low: Sequence[float | int] = (-1.0, -1.0),
     high: Sequence[float | int] = (1.0, 1.0),
-) -> Decomposition:
+) -> Decomposition[Polygons]:
     """Returns the polygons on which a network is affine, in a rectangle of a plane.
 
     Args:
@@ -237,7 +240,9 @@ def decompose_plane(
     return _decompose(net, cells, plane)
 
 
-def decompose_space(net: Net, *, bound: float | int | None = None) -> Decomposition:
+def decompose_space(
+    net: Net, *, bound: float | int | None = None
+) -> Decomposition[polyhedra.Polyhedra]:
     """Returns all regions of a small network, by linear programs.
 
     Counts every region that holds a ball of radius 1e-8. About a millisecond per region
@@ -272,7 +277,7 @@ def _subspace(net: Net, given: Slice | None, dim: int) -> Slice:
 # Propagation --------------------------------------------------------------------------
 
 
-def _decompose(net: Net, cells: Cells, subspace: Slice) -> Decomposition:
+def _decompose(net: Net, cells: CellsT, subspace: Slice) -> Decomposition[CellsT]:
     rows = np.concatenate([subspace.origin[None], subspace.basis])[None]
     if isinstance(cells, Segments) and cells.low.dtype == object:
         rows = as_fractions(rows)
@@ -285,7 +290,8 @@ def _decompose(net: Net, cells: Cells, subspace: Slice) -> Decomposition:
         for value in [v for v in state.values if last_reader.get(v) is node]:
             del state.values[value]
     out = state.values[net.output].swapaxes(1, 2)
-    return Decomposition(state.cells, out, state.pattern(), subspace)
+    final = cast(CellsT, state.cells)
+    return Decomposition(final, out, state.pattern(), subspace)
 
 
 @dataclasses.dataclass(eq=False)

@@ -4,6 +4,7 @@ Functions take and return matplotlib `Axes`. They draw plain arrays, so that thi
 needs nothing of how the numbers were found.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
@@ -24,17 +25,28 @@ _STYLE = {
 }
 
 
-def new_axes(columns: int, *, width: float = 4.6, height: float = 4.2) -> list[Axes]:
-    """Returns axes side by side in one figure, in the project's style.
+def new_axes(
+    columns: int, rows: int = 1, *, width: float = 4.6, height: float = 4.2
+) -> list[Axes]:
+    """Returns axes in one figure, row by row, in the project's style.
 
     Args:
-        columns: How many.
+        columns: How many side by side.
+        rows: How many below each other.
         width: Inches of each.
-        height: Inches.
+        height: Inches of each.
     """
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width * columns, height), layout="constrained")
-        return [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+        size = (width * columns, height * rows)
+        figure = Figure(figsize=size, layout="constrained")
+        return [figure.add_subplot(rows, columns, i + 1) for i in range(columns * rows)]
+
+
+def save(axes: Axes, path: str | os.PathLike[str]) -> None:
+    """Writes the figure that `axes` belong to."""
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    figure.savefig(path, dpi=160)
 
 
 def draw_mosaic(
@@ -107,7 +119,7 @@ def draw_counts(
     axes.set_yscale("log")
     axes.set_xticks(x)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8.5)
+    axes.legend(fontsize=8.5, frameon=False)
     return axes
 
 
@@ -146,28 +158,35 @@ def draw_line_counts(
     axes.set_xlabel("neurons")
     axes.set_ylabel("linear pieces along a line")
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8.5)
+    axes.legend(fontsize=8.5, frameon=False)
     return axes
 
 
 def draw_path_norms(
-    axes: Axes, lengths: np.ndarray, mean: np.ndarray, sem: np.ndarray
+    axes: Axes, series: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 ) -> Axes:
     """Draws the gradient's norm along one path against the path's length.
 
     Args:
         axes: Where.
-        lengths: Branches taken.
-        mean: Mean norm over sampled paths.
-        sem: Its standard error.
+        series: Label -> branches taken, mean norm over sampled paths, standard error.
     """
-    axes.errorbar(
-        lengths, mean, yerr=sem, color=PALETTE[0], marker="o", markersize=4, capsize=2
-    )
+    for i, (label, (lengths, mean, sem)) in enumerate(series.items()):
+        axes.errorbar(
+            lengths,
+            mean,
+            yerr=sem,
+            color=PALETTE[i],
+            marker="os^"[i % 3],
+            markersize=4,
+            capsize=2,
+            label=label,
+        )
     axes.set_yscale("log")
     axes.set_xlabel("path length (residual branches taken)")
     axes.set_ylabel("norm of the gradient along one path")
     axes.grid(alpha=0.25)
+    axes.legend(fontsize=8.5, frameon=False)
     return axes
 
 
@@ -199,5 +218,5 @@ def draw_path_shares(
     axes.set_xlabel("path length (residual branches taken)")
     axes.set_ylabel("share")
     axes.set_xlim(-1, len(law))
-    axes.legend(fontsize=8.5)
+    axes.legend(fontsize=8.5, frameon=False)
     return axes
