@@ -1,0 +1,169 @@
+"""What a rule sees: the node it is asked about, and one frozen context."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from layerwise.theory.law import Law
+from layerwise.theory.state import State
+from layerwise.tracing import TracedModel, primitives
+from layerwise.tracing.graph import Equation, evaluate
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """One step of the interpreter: an equation, or several that are one function.
+
+    Attributes:
+        name: The primitive, or "pointwise", "normalization", "opaque".
+        inputs: The signal values it reads.
+        output: The value it defines.
+        equations: Its equations, in order.
+        data: What the planner found out: a scalar function, a normalization.
+    """
+
+    name: str
+    inputs: tuple[int, ...]
+    output: int
+    equations: tuple[Equation, ...]
+    data: Any = None
+
+    @property
+    def source(self) -> str:
+        """The user's line."""
+        return self.equations[-1].source
+
+    @property
+    def label(self) -> str:
+        """``add at model.py:12 (Net.__call__)``."""
+        names = list(dict.fromkeys(e.name for e in self.equations))
+        what = self.name if self.name != "opaque" else "+".join(names[:4])
+        return f"{what} at {self.source}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WeightMoments:
+    """Moments of a parameter-made value.
+
+    Attributes:
+        second: Second moment of its entries.
+        mean: Mean, 0.0 where it is zero within sampling error.
+        value: The array itself, where it is the same in every network.
+        per_axis: Second moment with all axes kept where it is not uniform, else None.
+    """
+
+    second: float
+    mean: float
+    value: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RuleContext:
+    """What holds for the whole prediction.
+
+    Attributes:
+        traced: The model.
+        law: The law of its parameters.
+        batch: Number of examples.
+        classes: 1: pairs within an example only; 2: also pairs of two examples.
+        level: How many lags are held: see `layerwise.theory.lags`.
+        data: Values that no weight has touched, as arrays.
+        white: Whether inputs are taken for independent zero-mean entries.
+        producer: Value -> the node that makes it.
+        state_of: Value -> its moments.
+        single_back: Whether pairs of cotangents at the operands are not needed.
+    """
+
+    traced: TracedModel
+    law: Law
+    batch: int
+    classes: int
+    level: int
+    data: Mapping[int, np.ndarray]
+    white: bool
+    producer: Callable[[int], Node | None]
+    state_of: Callable[[int], State]
+    single_back: bool = False
+
+    def shape(self, value: int) -> tuple[int, ...]:
+        """Shape of a value."""
+        return tuple(self.traced.graph.avals[value].shape)
+
+    def weight(self, atom: Any) -> WeightMoments:
+        """Returns the moments of an operand that no signal enters."""
+        if not isinstance(atom, int):
+            array = np.asarray(atom.val, np.float64)
+            return WeightMoments(float(np.mean(array**2)), 0.0, array)
+        return self._weights(atom)
+
+    def sample(self, atom: Any) -> np.ndarray:
+        """Returns one draw of a parameter-made operand, to see along what it varies."""
+        if not isinstance(atom, int):
+            return np.asarray(atom.val, np.float64)
+        return self._sample(atom, 1)[0]
+
+    @functools.cached_property
+    def _weights(self) -> Callable[[int], WeightMoments]:
+        return functools.cache(self._weight_of)
+
+    @functools.cached_property
+    def _producers(self) -> Mapping[int, Equation]:
+        return self.traced.graph.producers()
+
+    @functools.cached_property
+    def _leaf_of(self) -> Mapping[int, str]:
+        return {v: n for n, v in self.traced.leaf_values.items()}
+
+    def _weight_of(self, value: int) -> WeightMoments:
+        at = value
+        while at in self._producers:
+            equation = self._producers[at]
+            keeps = equation.name in primitives.LAYOUT and equation.name != "rev"
+            if not (keeps or equation.name == "rev" or equation.name == "slice"):
+                break
+            at = equation.values_in[0] if equation.values_in else -1
+        leaf = self.law.leaves.get(self._leaf_of.get(at, ""))
+        if leaf is not None and leaf.value is None:
+            return WeightMoments(leaf.second, leaf.mean, None)
+        leaves = self.traced.flow.leaves_of(value)
+        if all(self.law.leaves[n].value is not None for n in leaves):
+            array = np.asarray(self._sample(value, 1)[0], np.float64)
+            return WeightMoments(float(np.mean(array**2)), 0.0, array)
+        draws = self._sample(value, 16)
+        mean = float(np.mean(draws))
+        second = float(np.mean(np.square(draws)))
+        sem = np.sqrt(second / draws.size)
+        return WeightMoments(second, mean if abs(mean) > 6 * sem else 0.0, None)
+
+    def _sample(self, value: int, draws: int) -> np.ndarray:
+        """Evaluates a parameter-made value on `draws` draws of its leaves (normal)."""
+        graph = self.traced.graph
+        needed, kept = {value}, []
+        for equation in reversed(graph.equations):
+            if not needed.isdisjoint(equation.outputs):
+                kept.append(equation)
+                needed.update(equation.values_in)
+        read = [v for v in self._leaf_of if v in needed]
+        part = dataclasses.replace(
+            graph, inputs=tuple(read), equations=tuple(reversed(kept)), outputs=(value,)
+        )
+        rows = []
+        for i in range(draws):
+            args = []
+            for v in read:
+                leaf, aval = self.law.leaves[self._leaf_of[v]], graph.avals[v]
+                if leaf.value is not None:
+                    args.append(jnp.asarray(leaf.value, aval.dtype))
+                    continue
+                own = jax.random.fold_in(jax.random.key(7 + i), v)
+                unit = jax.random.normal(own, aval.shape)
+                args.append((unit * np.sqrt(leaf.second)).astype(aval.dtype))
+            got = evaluate(part, args)[0]
+            number = jnp.issubdtype(got.dtype, jnp.number)
+            rows.append(np.asarray(got, np.float64) if number else np.asarray(got))
+        return np.stack(rows)

@@ -1,0 +1,328 @@
+"""The interpreter: one sweep forward, one back. It knows no primitive.
+
+What a node does is in its rule (`layerwise.theory.rules`); here is the order of things:
+the moments of every node's result, then, from independent cotangents of unit variance at
+the outputs, the moments of every value's cotangent. Where there is no rule, or a rule
+says that its assumptions do not hold, the node is sampled.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from layerwise import _jax
+from layerwise.theory import data, lags as lagging, registry, rules
+from layerwise.theory.context import Node, RuleContext
+from layerwise.theory.law import Law
+from layerwise.theory.plan import Planner
+from layerwise.theory.registry import NoSoundRule
+from layerwise.theory.rules.elementwise import add_fields, aligned, fit_parts, worst
+from layerwise.theory.sampling import Sampler
+from layerwise.theory.state import Field, Grade, State, white
+from layerwise.tracing import TracedModel
+
+
+assert rules.__all__  # imported to register them
+
+_PAIRS = frozenset(
+    """
+    reduce_sum reduce_window_sum reduce_window_max reduce_max normalization cumsum opaque
+    broadcast_in_dim
+    """.split()
+)
+_PAIRS_BACK = frozenset(
+    """
+    reduce_window_sum reduce_window_max normalization cumsum broadcast_in_dim opaque
+    """.split()
+)
+DENSE_BUDGET = 3e8
+"""Table entries in all, above which fewer lags are held."""
+
+
+class Engine:
+    """Predicts one model.
+
+    Args:
+        traced: The model.
+        law: The law of its parameters.
+        inputs: The data inputs.
+        cuts: Values whose moments are wanted.
+        independent: Take inputs for independent zero-mean entries (`sitewise`).
+        draws: Networks to run where something has to be sampled.
+    """
+
+    def __init__(
+        self,
+        traced: TracedModel,
+        law: Law,
+        inputs: Sequence[Any],
+        cuts: frozenset[int],
+        *,
+        independent: bool = False,
+        draws: int = 48,
+    ):
+        self.traced, self.inputs = traced, tuple(inputs)
+        self.known: dict[int, State] = {}
+        self.cotangents: dict[int, list[State]] = {}
+        self.total: dict[int, State] = {}
+        self.sampled: dict[int, str] = {}
+        self.reasons: dict[str, str] = {}
+        self.makers: dict[int, Node] = {}
+        arrays = deterministic(traced, self.inputs)
+        first = next((x for x in self.inputs if np.ndim(x)), None)
+        base = RuleContext(
+            traced=traced,
+            law=law,
+            batch=1 if first is None else first.shape[0],
+            classes=1,
+            level=lagging.DENSE,
+            data=arrays,
+            white=independent,
+            producer=self.makers.get,
+            state_of=self.state_of,
+        )
+
+        def constant(value: int) -> np.ndarray | None:
+            if traced.flow.is_signal(value):
+                return None
+            leaves = traced.flow.leaves_of(value)
+            if any(law.leaves[n].value is None for n in leaves):
+                return None
+            return base.weight(value).value
+
+        self.nodes = Planner(traced, cuts, frozenset(arrays), constant).plan()
+        self.makers.update((n.output, n) for n in self.nodes)
+        self.ctx = dataclasses.replace(
+            base, classes=self._classes(), level=self._level(base)
+        )
+        readers = [n.output for n in self.nodes if n.name in _PAIRS_BACK]
+        self.first_reader = min(readers, default=10**12)
+        self.sampler = Sampler(self.ctx, self.inputs, draws)
+
+    def _classes(self) -> int:
+        """2 where something mixes examples, else 1."""
+        for node in self.nodes:
+            if node.name == "normalization" and 0 in node.data.axes:
+                return 2
+        return 1
+
+    def _level(self, ctx: RuleContext) -> int:
+        needed = any(
+            n.name in _PAIRS or registry.find(n.name) is None for n in self.nodes
+        )
+        if not needed:
+            return lagging.NONE
+        total = 0.0
+        for node in self.nodes:
+            sizes = ctx.shape(node.output)[1:-1]
+            held = [len(lagging.lag_values(n)) for n in sizes]
+            total += float(np.prod(sizes) * np.prod(held)) * self._classes()
+        return lagging.DENSE if total < DENSE_BUDGET else lagging.SPARSE
+
+    def state_of(self, value: int) -> State:
+        """Returns the moments of a value that has been reached."""
+        if value not in self.known:
+            array = self.ctx.data[value]
+            big = np.prod(array.shape[1:-1], dtype=float) > 5000
+            readers = self.traced.graph.consumers().get(value, [])
+            only_conv = all(e.name == "conv_general_dilated" for e in readers)
+            lags = None
+            if big or only_conv:  # a convolution reads the array itself
+                axes = data.roles(array.shape, self.ctx.batch)
+                lags = ((0,),) * axes.count("s")
+            self.known[value] = data.state(self.ctx, value, lags)
+        return self.known[value]
+
+    def run(self) -> None:
+        """Runs both sweeps."""
+        for node in self.nodes:
+            self._forward(node)
+        self._seed()
+        for node in reversed(self.nodes):
+            self._backward(node)
+
+    def _forward(self, node: Node) -> None:
+        rule = registry.find(node.name)
+        try:
+            if rule is None:
+                raise NoSoundRule("no rule")
+            states = [self.state_of(v) for v in node.inputs]
+            got = rule.forward(self.ctx, node, states)
+            weight = node.name in ("conv_general_dilated", "dot_general")
+            roots = frozenset([node.output])
+            if not weight:
+                roots = frozenset().union(*(s.roots for s in states))
+            self.known[node.output] = dataclasses.replace(got, roots=roots)
+        except NoSoundRule as error:
+            self._sample(node, str(error))
+
+    def _sample(self, node: Node, reason: str) -> None:
+        self.reasons[node.label] = reason
+        if node.output not in self.sampled:
+            wanted = {node.output: node.label}
+            for other in self.nodes:  # those known to come, in the same run
+                floating = jnp.issubdtype(
+                    self.traced.graph.avals[other.output].dtype, jnp.floating
+                )
+                if other.output > node.output and registry.find(other.name) is None:
+                    if floating:
+                        wanted[other.output] = other.label
+            self.sampled.update(wanted)
+            self.measured = getattr(self, "measured", {})
+            self.measured.update(self.sampler.forward(list(wanted), wanted))
+        self.known[node.output] = self.measured[node.output]
+
+    def _seed(self) -> None:
+        for atom in self.traced.graph.outputs:
+            if not isinstance(atom, int) or atom not in self.known:
+                continue
+            if not jnp.issubdtype(self.traced.graph.avals[atom].dtype, jnp.floating):
+                continue
+            value = self.known[atom]
+
+            def unit(f: Field) -> Field:
+                return white(f.sizes, self.ctx.classes, np.ones(f.sizes), self.ctx.level)
+
+            start = value.map(
+                unit,
+                grade=Grade.EXACT,
+                mean_grade=Grade.EXACT,
+                sources=frozenset(),
+                terms=(),
+            )
+            self.cotangents.setdefault(atom, []).append(start)
+        wanted = {}
+        for value, label in self.sampled.items():
+            for v in self.makers[value].inputs:
+                if v not in self.ctx.data:
+                    wanted[v] = label
+        if wanted:
+            found = self.sampler.backward(list(wanted), wanted)
+            for v, state in found.items():
+                self.cotangents[v] = [state]
+        self.fixed = frozenset(wanted)
+
+    def combined(self, value: int) -> State | None:
+        """Returns the cotangent of a value, all of its readers' contributions added."""
+        if value not in self.total:
+            parts = self.cotangents.get(value)
+            if not parts:
+                return None
+            if value < self.first_reader:
+                parts = [p.map(Field.single) for p in parts]
+            total = parts[0]
+            for other in parts[1:]:
+                total = self._added(value, total, other)
+            self.total[value] = total
+        return self.total[value]
+
+    def _added(self, value: int, a: State, b: State) -> State:
+        own = self.known.get(value)
+        runs = []
+        for n, f, g in aligned(a, b):
+            got = add_fields(f, g)
+            if f.joint is not None or g.joint is not None:
+                # Where one is independent of the value, the moments multiply.
+                scale = got.log_scale
+                joint = None
+                if own is not None:
+                    x = own.average()
+                    x = x.single() if value < self.first_reader else x
+                    unit = float(np.exp(np.clip(x.log_scale, -700, 700)))
+                    joint = sum(
+                        h.table * x.table * unit if h.joint is None else h.joint
+                        for h in (f.rescaled(scale), g.rescaled(scale))
+                    )
+                got = got.replace(joint=joint)
+            runs.append((n, got))
+        total = dataclasses.replace(
+            a,
+            parts=tuple(runs),
+            grade=worst(a.grade, b.grade, Grade.APPROXIMATE),
+            mean_grade=worst(a.mean_grade, b.mean_grade),
+            sources=a.sources | b.sources,
+        )
+        return fit_parts(total, own) if own is not None else total
+
+    def _backward(self, node: Node) -> None:
+        if node.output in self.sampled:
+            return
+        rule = registry.find(node.name)
+        contributions = self.cotangents.get(node.output)
+        if not contributions or rule is None:
+            return
+        states = [self.state_of(v) for v in node.inputs]
+        out = self.known[node.output]
+        # Before the first node that sums cotangents, single positions suffice.
+        ctx = dataclasses.replace(self.ctx, single_back=node.output <= self.first_reader)
+        if node.output < self.first_reader:
+            ctx = dataclasses.replace(ctx, level=lagging.NONE)
+            states = [s.map(Field.single) for s in states]
+            out = out.map(Field.single)
+            contributions = [c.map(Field.single) for c in contributions]
+            self.cotangents[node.output] = contributions
+            self.total.pop(node.output, None)
+        if node.name == "pointwise":  # each reader may know more than the sum does
+            given = contributions
+        else:
+            whole = self.combined(node.output)
+            assert whole is not None
+            given = [whole]
+        for cotangent in given:
+            fitted = fit_parts(cotangent, out)
+            try:
+                back = rule.backward(ctx, node, states, out, fitted)
+            except NoSoundRule as error:
+                self._sample_back(node, str(error))
+                return
+            for v, ct in zip(node.inputs, back, strict=True):
+                if ct is not None and v not in self.fixed:
+                    ct = dataclasses.replace(ct, terms=(), roots=frozenset())
+                    if v < self.first_reader:
+                        ct = ct.map(Field.single)
+                    self.cotangents.setdefault(v, []).append(ct)
+
+    def _sample_back(self, node: Node, reason: str) -> None:
+        self.reasons[node.label] = reason
+        wanted = {v: node.label for v in node.inputs if v not in self.ctx.data}
+        if wanted:
+            self.cotangents.update(
+                (v, [s]) for v, s in self.sampler.backward(list(wanted), wanted).items()
+            )
+        self.fixed = self.fixed | frozenset(wanted)
+        self.sampled_back = getattr(self, "sampled_back", set()) | {node.label}
+
+
+def deterministic(traced: TracedModel, inputs: Sequence[Any]) -> dict[int, np.ndarray]:
+    """Returns every value that is made of the data inputs alone, as an array."""
+    found: dict[int, Any] = dict(zip(traced.input_values, inputs, strict=True))
+    graph = traced.graph
+    for equation in graph.equations:
+        signal = [v for v in equation.values_in if traced.flow.is_signal(v)]
+        others = [v for v in equation.values_in if not traced.flow.is_signal(v)]
+        if not signal or not all(v in found for v in signal):
+            continue
+        constants = {}
+        for v in others:
+            if traced.flow.leaves_of(v):
+                break
+            constants[v] = _constant(traced, v)
+        else:
+            operands = [
+                (found[a] if a in found else constants[a]) if isinstance(a, int) else a.val
+                for a in equation.inputs
+            ]
+            outs = _jax.bind(equation.eqn, operands)
+            found.update(zip(equation.outputs, outs, strict=True))
+    return {v: np.asarray(x) for v, x in found.items()}
+
+
+def _constant(traced: TracedModel, value: int) -> Any:
+    from layerwise.tracing.dataflow import constant_value
+
+    return jnp.asarray(constant_value(traced.graph, value, traced.flow))
+
+

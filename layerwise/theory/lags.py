@@ -1,0 +1,186 @@
+"""Tables of pair moments by lag: the kernel of a map, one axis at a time.
+
+The second moments of a map's pairs of positions, ``K(p, p + l)``, are kept as an array
+``(class, lag_1, ..., lag_r, position_1, ..., position_r)``: the first axis is the pair
+class (0: both positions in one example, 1: in two different examples), and each spatial
+axis has its own list of lags. Nothing is assumed stationary: the position axes are
+there. A convolution with fresh weights maps each lag to itself, so that a table is
+closed under the layers of a network whatever lags it holds.
+
+Axes of up to 16 positions hold every lag, so that the table is the whole position x
+position kernel. Longer ones hold short lags and a thinning list of long ones; a lag
+between two that are held is interpolated, which is the one approximation made here.
+Pairs that lie outside of the map are zero.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+
+FULL_UP_TO = 16
+_SPARSE = (0, 1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192)
+
+
+NONE, SPARSE, DENSE = 0, 1, 2
+"""How many lags are held: only single positions, few, or all that pay."""
+
+
+@functools.cache
+def lag_values(size: int, level: int = DENSE) -> tuple[int, ...]:
+    """Returns the lags held for an axis of `size` positions."""
+    if level == NONE or size == 1:
+        return (0,)
+    if size <= (FULL_UP_TO if level == DENSE else 8):
+        positive = list(range(1, size))
+    else:
+        limit = 2 * size // 3
+        positive = [v for v in _SPARSE if 0 < v < limit] + [size - 1]
+        if level == SPARSE or size > 64:  # large maps need short lags, and a few more
+            positive = [
+                v for v in positive if v <= 2 or v & (v - 1) == 0 or v == size - 1
+            ]
+    return tuple(sorted({0, *positive, *(-v for v in positive)}))
+
+
+def is_complete(lags: Sequence[Sequence[int]], sizes: Sequence[int]) -> bool:
+    """Whether the table holds every lag, so that nothing is interpolated."""
+    return all(len(v) == 2 * n - 1 for v, n in zip(lags, sizes, strict=True))
+
+
+@functools.cache
+def _valid(size: int, lag: int) -> np.ndarray:
+    p = np.arange(size)
+    return (p + lag >= 0) & (p + lag < size)
+
+
+def at_lag(
+    table: np.ndarray, lags: Sequence[tuple[int, ...]], axis: int, lag: int, comb: int
+) -> np.ndarray:
+    """Returns the table's slice at one lag of one axis (that lag axis removed).
+
+    Args:
+        table: ``(class, *lags, *positions)``.
+        lags: The lags of each axis.
+        axis: Number of the spatial axis.
+        lag: Any lag; interpolated linearly where it is not held.
+        comb: Lags that are no multiple of it are known to be zero.
+    """
+    held, rank = lags[axis], len(lags)
+    where = 1 + axis  # of the lag axis
+    size = table.shape[1 + rank + axis]
+    shape = table.shape[:where] + table.shape[where + 1 :]
+    if abs(lag) >= size or lag % comb:
+        return np.zeros(shape)
+    if lag in held:
+        return np.take(table, held.index(lag), axis=where)
+    sign = 1 if lag > 0 else -1
+    short = sign * max(v for v in map(abs, held) if v < abs(lag) and v % comb == 0)
+    longer = [v for v in map(abs, held) if v > abs(lag) and v % comb == 0]
+    near = np.take(table, held.index(short), axis=where)
+    ones = [1] * near.ndim
+    ones[rank + axis] = size
+    inside = _valid(size, lag).reshape(ones)
+    if not longer:
+        return near * inside
+    long = sign * min(longer)
+    weight = (lag - short) / (long - short)
+    far = np.take(table, held.index(long), axis=where)
+    blend = np.where(
+        _valid(size, long).reshape(ones), (1 - weight) * near + weight * far, near
+    )
+    return blend * inside
+
+
+def to_pairs(
+    table: np.ndarray, lags: Sequence[tuple[int, ...]], axis: int, comb: int
+) -> np.ndarray:
+    """Returns one axis in full: ``(..., p, p')`` last, its lag and position axes gone."""
+    rank = len(lags)
+    size = table.shape[1 + rank + axis]
+    slices = []
+    for lag in range(-(size - 1), size):
+        piece = at_lag(table, lags, axis, lag, comb)
+        slices.append(np.moveaxis(piece, rank + axis, -1))
+    stacked = np.stack(slices, axis=-1)  # (..., p, lag)
+    p = np.arange(size)
+    index = p[None, :] - p[:, None] + size - 1
+    return np.take_along_axis(
+        stacked, index.reshape((1,) * (stacked.ndim - 2) + index.shape), axis=-1
+    )
+
+
+def from_pairs(
+    pairs: np.ndarray, lags: tuple[int, ...], rank: int, axis: int
+) -> np.ndarray:
+    """Puts ``(..., p, p')`` back as a lag axis and a position axis, `rank` axes in all."""
+    size = pairs.shape[-1]
+    p = np.arange(size)
+    index = np.clip(p[:, None] + np.array(lags)[None, :], 0, size - 1)
+    inside = np.stack([_valid(size, v) for v in lags], axis=-1)
+    lead = (1,) * (pairs.ndim - 2)
+    got = np.take_along_axis(pairs, index.reshape(lead + index.shape), axis=-1)
+    got = got * inside.reshape(lead + inside.shape)  # (..., p, lag)
+    got = np.moveaxis(got, -1, 1 + axis)
+    return np.moveaxis(got, -1, 1 + rank + axis)
+
+
+def shifted(values: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Returns ``(*lags, *positions)``: the value at ``p + l``, 0 outside of the map."""
+    rank = len(lags)
+    out = values
+    for axis, held in enumerate(lags):
+        size = values.shape[axis]
+        where = axis + axis  # lag axes already in front, then the positions
+        p = np.arange(size)
+        parts = []
+        for lag in held:
+            index = np.clip(p + lag, 0, size - 1)
+            ones = [1] * out.ndim
+            ones[where] = size
+            parts.append(
+                np.take(out, index, axis=where) * _valid(size, lag).reshape(ones)
+            )
+        out = np.stack(parts, axis=axis)
+    assert out.ndim == 2 * rank
+    return out
+
+
+def inside(lags: Sequence[tuple[int, ...]], sizes: Sequence[int]) -> np.ndarray:
+    """Returns ``(*lags, *positions)``: whether both positions lie in the map."""
+    return shifted(np.ones(tuple(sizes)), lags) > 0
+
+
+def row_sums(
+    table: np.ndarray, lags: Sequence[tuple[int, ...]], comb: Sequence[int]
+) -> np.ndarray:
+    """Returns ``(class, *positions)``: the sum over every partner of each position."""
+    out = table
+    for axis in reversed(range(len(lags))):
+        size = out.shape[1 + axis + 1 + axis]  # lag axes 0..axis are still there
+        total = 0.0
+        for lag in range(-(size - 1), size):
+            total = total + _at_lag_partly(out, lags, axis, lag, comb[axis])
+        out = np.asarray(total)
+    return out
+
+
+def _at_lag_partly(
+    table: np.ndarray,
+    lags: Sequence[tuple[int, ...]],
+    axis: int,
+    lag: int,
+    comb: int,
+) -> np.ndarray:
+    """`at_lag` where the lag axes after `axis` are summed away already."""
+    n_lags = axis + 1
+    n_positions = table.ndim - 1 - n_lags
+    folded = table.reshape(table.shape[: 1 + n_lags + axis + 1] + (-1,))
+    # View the positions behind `axis` as one class axis in front.
+    moved = np.moveaxis(folded, -1, 0)
+    flat = moved.reshape((-1, *moved.shape[2:]))
+    got = at_lag(flat, lags[:n_lags], axis, lag, comb)
+    got = got.reshape(moved.shape[:2] + got.shape[1:])
+    got = np.moveaxis(got, 0, -1)
+    return got.reshape(got.shape[:-1] + table.shape[table.ndim - (n_positions - axis - 1) :])

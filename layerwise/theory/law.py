@@ -1,0 +1,223 @@
+"""The law of a model's parameters: second moments, leaf by leaf, and which are constant.
+
+From the model's own init where no parameters are given, without drawing them: a leaf
+that is an elementwise function of random bits is integrated over the bits, so that the
+prediction is of the ensemble and not of one draw. From given
+parameters: each leaf zero-mean with its own second moment, constant leaves as they are.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from layerwise import _jax
+from layerwise.tracing import TracedModel, primitives
+from layerwise.tracing.graph import Atom, Equation, Graph, evaluate, from_jaxpr
+from layerwise.tracing.model import leaf_name
+from layerwise.types import PyTree
+
+
+ENOUGH = 200_000
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Leaf:
+    """The law of one parameter leaf.
+
+    Attributes:
+        second: Second moment of its entries.
+        mean: Mean of its entries; 0 where it is within sampling error of 0.
+        value: The array, where the leaf is the same in every network.
+    """
+
+    second: float
+    mean: float
+    value: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Law:
+    """The law of all parameters.
+
+    Attributes:
+        leaves: Leaf name -> its law.
+        draw: ``key -> params``, for what has to be sampled.
+    """
+
+    leaves: Mapping[str, Leaf]
+    draw: Callable[[jax.Array], PyTree]
+
+
+def of_params(params: PyTree) -> Law:
+    """Returns the law of networks that are redrawn leaf by leaf from given ones."""
+    flat, tree = jax.tree_util.tree_flatten_with_path(params)
+    leaves = {leaf_name(p): _given(np.asarray(x)) for p, x in flat}
+
+    def draw(key: jax.Array) -> PyTree:
+        out = []
+        for path, value in flat:
+            leaf = leaves[leaf_name(path)]
+            if leaf.value is not None:
+                out.append(jnp.asarray(value))
+                continue
+            own = jax.random.fold_in(key, zlib.crc32(leaf_name(path).encode()))
+            unit = jax.random.normal(own, value.shape, jnp.float32)
+            out.append((unit * np.sqrt(leaf.second)).astype(value.dtype))
+        return jax.tree.unflatten(tree, out)
+
+    return Law(leaves, draw)
+
+
+def _given(x: np.ndarray) -> Leaf:
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    if not floating or x.size < 2 or bool(np.all(x == x.flat[0])):
+        return Leaf(0.0, 0.0, x)
+    return Leaf(float(np.mean(np.square(x, dtype=np.float64))), 0.0, None)
+
+
+def of_init(init: Callable[..., PyTree], inputs: Sequence[Any]) -> Law:
+    """Returns the law of the networks that ``init(key, *inputs)`` draws.
+
+    A leaf that is an elementwise function of random bits (normal, truncated normal,
+    uniform, times constants) is integrated over the bits: exact to 1e-4. Any other is
+    drawn until its second moment is known to about 0.3 %.
+    """
+
+    def draw(key: jax.Array) -> PyTree:
+        return init(key, *inputs)
+
+    key = jax.random.key(20201)
+    jaxpr, shapes = jax.make_jaxpr(draw, return_shape=True)(key)
+    graph = from_jaxpr(jaxpr)
+    flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
+    known: dict[Any, Leaf] = {}
+    leaves = {}
+    for (path, aval), atom in zip(flat, graph.outputs, strict=True):
+        equations = _slice(graph, atom)
+        signature = (tuple(aval.shape), str(aval.dtype), _signature(graph, equations))
+        if signature not in known:
+            known[signature] = _leaf(graph, atom, equations, aval, key)
+        leaves[leaf_name(path)] = known[signature]
+    return Law(leaves, draw)
+
+
+def _slice(graph: Graph, atom: Atom) -> list[Equation]:
+    """Returns the equations that make `atom`, back to the random bits."""
+    producers = graph.producers()
+    found: dict[int, Equation] = {}
+    stack = [atom] if isinstance(atom, int) else []
+    while stack:
+        equation = producers.get(stack.pop())  # type: ignore[arg-type]
+        if equation is None or equation.outputs[0] in found:
+            continue
+        found[equation.outputs[0]] = equation
+        if equation.name != "random_bits":
+            stack.extend(equation.values_in)
+    return [found[k] for k in sorted(found)]
+
+
+def _signature(graph: Graph, equations: Sequence[Equation]) -> str:
+    text = []
+    for e in equations:
+        literals = [repr(a.val) for a in e.inputs if not isinstance(a, int)]
+        constants = [repr(graph.constants[v]) for v in e.values_in if v in graph.constants]
+        text.append(f"{e.name}{literals}{constants}")
+    return ";".join(text)
+
+
+def _leaf(
+    graph: Graph, atom: Atom, equations: list[Equation], aval: Any, key: jax.Array
+) -> Leaf:
+    if not isinstance(atom, int):
+        value = np.full(aval.shape, np.asarray(atom.val))
+        return Leaf(float(np.mean(np.square(value, dtype=np.float64))), 0.0, value)
+    size = int(np.prod(aval.shape, dtype=int))
+    bits = [e for e in equations if e.name == "random_bits"]
+    random = bool(bits) or any(e.name.startswith("random_") for e in equations)
+    if not random or size == 0:
+        part = dataclasses.replace(graph, equations=tuple(equations), outputs=(atom,))
+        value = np.asarray(evaluate(part, [key])[0])
+        second = float(np.mean(np.square(value, dtype=np.float64))) if size else 0.0
+        return Leaf(second, 0.0, value)
+    values = _over_bits(graph, atom, equations) if len(bits) == 1 else None
+    if values is None:
+        part = dataclasses.replace(
+            graph, equations=tuple(_back_to_key(graph, atom)), outputs=(atom,)
+        )
+        count = int(min(256, ENOUGH // max(size, 1) + 1))
+        run = jax.jit(lambda k: jax.lax.map(lambda one: evaluate(part, [one])[0], k))
+        values = np.asarray(run(jax.random.split(key, count)), np.float64)
+    mean, second = float(values.mean()), float(np.mean(np.square(values)))
+    sem = np.sqrt(second / values.size)
+    return Leaf(second, mean if abs(mean) > 6 * sem else 0.0, None)
+
+
+def _back_to_key(graph: Graph, atom: int) -> list[Equation]:
+    needed, kept = {atom}, []
+    for equation in reversed(graph.equations):
+        if not needed.isdisjoint(equation.outputs):
+            kept.append(equation)
+            needed.update(equation.values_in)
+    return kept[::-1]
+
+
+_POINTS = 2**18
+
+
+def _over_bits(
+    graph: Graph, atom: int, equations: Sequence[Equation]
+) -> np.ndarray | None:
+    """Returns the leaf's values on equally spaced random bits, or None."""
+    grid = (np.arange(_POINTS, dtype=np.uint64) * 2 + 1) * (2**31 // _POINTS)
+    env: dict[int, Any] = dict(graph.constants)
+    allowed = primitives.ELEMENTWISE | {"bitcast_convert_type"} | primitives.WRAPPERS
+    for e in equations:
+        if e.name == "random_bits":
+            if e.params["bit_width"] != 32:
+                return None
+            env[e.outputs[0]] = jnp.asarray(grid.astype(np.uint32))
+            continue
+        operands = [env[a] if isinstance(a, int) else jnp.asarray(a.val) for a in e.inputs]
+        if e.name in primitives.LAYOUT and e.name != "convert_element_type":
+            if np.size(operands[0]) not in (1, _POINTS):
+                return None
+            env[e.outputs[0]] = operands[0]
+            continue
+        if e.name not in allowed | {"convert_element_type"}:
+            return None
+        if any(np.size(x) not in (1, _POINTS) for x in operands):
+            return None
+        wide = any(np.size(x) == _POINTS for x in operands)
+        shape = (_POINTS,) if wide else ()
+        operands = [jnp.broadcast_to(jnp.reshape(x, (-1,) if x.size > 1 else ()), shape) for x in operands]
+        outs = _jax.bind(e.eqn, operands)
+        env.update(zip(e.outputs, outs, strict=True))
+    values = np.asarray(env[atom], np.float64)
+    return values if values.size == _POINTS else None
+
+
+def with_variances(
+    law: Law, traced: TracedModel, variances: Mapping[str, float]
+) -> Law:
+    """Returns `law` with the weights of the named layers at these variances."""
+    leaves = dict(law.leaves)
+    for layer in traced.layers:
+        if layer.path in variances:
+            for name in layer.weight_leaves:
+                leaves[name] = Leaf(float(variances[layer.path]), 0.0, None)
+
+    def draw(key: jax.Array) -> PyTree:
+        flat, tree = jax.tree_util.tree_flatten_with_path(law.draw(key))
+        out = []
+        for path, x in flat:
+            old, new = law.leaves[leaf_name(path)], leaves[leaf_name(path)]
+            changed = new is not old and old.second > 0
+            out.append(x * np.float32(np.sqrt(new.second / old.second)) if changed else x)
+        return jax.tree.unflatten(tree, out)
+
+    return Law(leaves, draw)

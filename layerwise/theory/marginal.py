@@ -1,0 +1,296 @@
+r"""Scalar functions of nearly normal fields: moments, pair moments, marginal laws.
+
+A field's entry at position p is ``mean(p) + sd(p) g(z)`` with z standard normal and g
+the field's standardized marginal (the identity for a normal field). A function of it is
+therefore a function of z, and pairs are read off its Hermite coefficients:
+
+.. math:: E[f_p f_{p'}] = \sum_n a_n(p) a_n(p') \rho^n ,
+
+exact where the pair's z are jointly normal (wide layers; a Gaussian copula elsewhere).
+The sum stops at order 24; what is left at :math:`\rho = 1` is given to the last order,
+so that single positions are right and pairs err by less than that remainder.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+from numpy.polynomial import hermite_e
+from scipy.special import gammaln, ndtr, ndtri
+
+from layerwise.moments import dual
+from layerwise.theory import lags as lagging
+from layerwise.theory.state import Field
+
+
+ORDER = 24
+Numeric = Callable[[np.ndarray], np.ndarray]
+
+
+@functools.cache
+def _rule() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of a composite Gauss-Legendre rule, zero a panel's edge."""
+    edges = np.concatenate([np.linspace(-8, -4, 17), np.linspace(-4, 4, 129)[1:]])
+    edges = np.concatenate([edges, np.linspace(4, 8, 17)[1:]])
+    x, w = np.polynomial.legendre.leggauss(4)
+    half = 0.5 * np.diff(edges)[:, None]
+    z = (0.5 * (edges[1:] + edges[:-1])[:, None] + half * x).ravel()
+    density = np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi)
+    weights = (half * w).ravel() * density
+    return z, weights / weights.sum()
+
+
+def nodes() -> np.ndarray:
+    """The nodes z at which marginal laws are tabulated."""
+    return _rule()[0]
+
+
+def weights() -> np.ndarray:
+    """Their probabilities."""
+    return _rule()[1]
+
+
+@functools.cache
+def _hermite() -> np.ndarray:
+    """``(node, order)``: weights times normalized Hermite polynomials."""
+    z, w = _rule()
+    n = np.arange(ORDER + 1)
+    basis = hermite_e.hermevander(z, ORDER) * np.exp(-0.5 * gammaln(n + 1))
+    return w[:, None] * basis
+
+
+def standardize(values: np.ndarray) -> np.ndarray | None:
+    """Returns a marginal law from a function's values on the nodes; None if constant.
+
+    The values are put in order: two functions of one normal have the same law if their
+    ordered values have.
+    """
+    w = weights()
+    mean = values @ w
+    sd = float(np.sqrt(max(((values - mean) ** 2) @ w, 0.0)))
+    if not sd > 1e-12 * (abs(mean) + 1e-300):
+        return None
+    if np.any(np.diff(values) < 0):
+        order = np.argsort(values, kind="stable")
+        mass = np.cumsum(w[order]) - 0.5 * w[order]
+        target = np.cumsum(w) - 0.5 * w
+        values = np.interp(target, mass, values[order])
+        mean = values @ w
+        sd = float(np.sqrt(((values - mean) ** 2) @ w))
+    return (values - mean) / sd
+
+
+def convolve(
+    first: np.ndarray | None, var_1: float, second: np.ndarray | None, var_2: float
+) -> np.ndarray | None:
+    """Returns the marginal law of a sum of independent fields with these laws.
+
+    Against a normal law by its distribution function; of two others by the quantiles
+    of 384 x 384 sums (error of the law near 1e-3).
+    """
+    total = var_1 + var_2
+    if total <= 0 or (first is None and second is None):
+        return None
+    if var_1 < 1e-9 * total:
+        return second
+    if var_2 < 1e-9 * total:
+        return first
+    z, w = _rule()
+    s_1, s_2 = np.sqrt(var_1 / total), np.sqrt(var_2 / total)
+    if first is None or second is None:
+        shape, s_shape, s_normal = (
+            (second, s_2, s_1) if first is None else (first, s_1, s_2)
+        )
+        assert shape is not None
+        low = s_shape * shape[0] - 9 * s_normal
+        high = s_shape * shape[-1] + 9 * s_normal
+        y = np.linspace(low, high, 2049)
+        cdf = ndtr((y[:, None] - s_shape * shape[None, :]) / s_normal) @ w
+        keep = np.concatenate([[True], np.diff(cdf) > 1e-16])
+        got = np.interp(ndtr(z), cdf[keep], y[keep])
+        return standardize(got)
+    p = (np.arange(384) + 0.5) / 384
+    a, b = (np.interp(ndtri(p), z, v) for v in (first, second))
+    sums = np.sort((s_1 * a[:, None] + s_2 * b[None, :]).ravel())
+    mids = (np.arange(sums.size) + 0.5) / sums.size
+    return standardize(np.interp(ndtr(z), mids, sums))
+
+
+@functools.lru_cache(maxsize=512)
+def two_slopes(phi: Numeric) -> tuple[float, float] | None:
+    """Returns (up, down) if phi has one slope above zero and one below, through zero."""
+    x = np.array([1e-3, 0.5, 1.0, 3.0, 40.0])
+    up, down = phi(x) / x, phi(-x) / -x
+    if not (np.all(np.isfinite(up)) and np.all(np.isfinite(down))):
+        return None
+    scale = max(np.abs(up).max(), np.abs(down).max())
+    if np.ptp(up) <= 1e-6 * scale and np.ptp(down) <= 1e-6 * scale:
+        return float(up[2]), float(down[2])
+    return None
+
+
+def latent_correlation(field: Field) -> np.ndarray:
+    """Returns ``(class, *lags, *positions)``: correlation of the z of each pair."""
+    centred, sd = _centred(field)
+    pair = sd * lagging.shifted(sd, field.lags)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rho = np.where(pair > 0, centred / np.where(pair > 0, pair, 1.0), 0.0)
+    rho = np.clip(rho, -1.0, 1.0)
+    if field.shape is None:
+        return rho
+    grid = np.linspace(-1.0, 1.0, 801)
+    got = _power_sum(field.shape @ _hermite()[:, 1:], grid, start=1)
+    return np.interp(rho, np.maximum.accumulate(got), grid)
+
+
+def _centred(field: Field) -> tuple[np.ndarray, np.ndarray]:
+    """Returns covariances of pairs and standard deviations, both scaled."""
+    product = field.mean * lagging.shifted(field.mean, field.lags)
+    sd = np.sqrt(np.maximum(field.second - field.mean**2, 0.0))
+    return field.table - product, sd
+
+
+def _power_sum(coefficients: np.ndarray, rho: np.ndarray, start: int) -> np.ndarray:
+    """Sum of c_n^2 rho^n, normalized to 1 at rho = 1, remainder at the last order."""
+    squares = coefficients**2
+    squares = squares / max(squares.sum(), 1e-300)
+    out = np.zeros_like(rho)
+    for value in squares[::-1]:
+        out = out * rho + value
+    return out * rho**start
+
+
+class Pointwise:
+    """Moments of functions of one field, sharing what they have in common.
+
+    Args:
+        field: The field that the functions are applied to.
+    """
+
+    def __init__(self, field: Field):
+        self.field = field
+        with np.errstate(over="ignore", under="ignore"):
+            self.unit = float(np.exp(0.5 * field.log_scale))
+        self.var = np.maximum(field.second - field.mean**2, 0.0)
+        key = np.stack([field.mean, np.sqrt(self.var)]).reshape(2, -1)
+        top = np.abs(key).max(initial=0.0) or 1.0
+        rounded, self.back = np.unique(
+            np.round(key / top, 12), axis=1, return_inverse=True
+        )
+        self.sites = rounded * top * self.unit  # (2, distinct)
+
+    @functools.cached_property
+    def rho(self) -> np.ndarray:
+        """Latent correlation of every pair."""
+        return latent_correlation(self.field)
+
+    def values(self, function: Numeric) -> np.ndarray:
+        """Returns ``(distinct, node)``: the function at every position and node."""
+        g = nodes() if self.field.shape is None else self.field.shape
+        mean, sd = self.sites
+        return function(mean[:, None] + sd[:, None] * g[None, :])
+
+    def expand(self, site_values: np.ndarray) -> np.ndarray:
+        """Returns values per distinct position as values per position."""
+        shape = site_values.shape[1:] + self.field.sizes
+        return np.moveaxis(site_values[self.back.ravel()], 0, -1).reshape(shape)
+
+    def pairs(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns (mean, second, table) of a function given by its `values`, unscaled.
+
+        The table has the class, lag and position axes of the field's own.
+        """
+        w = weights()
+        mean, second = values @ w, np.square(values) @ w
+        a = values @ _hermite()
+        rest = second - np.square(a).sum(axis=1)
+        a[:, -1] = np.sign(a[:, -1] + 1e-300) * np.sqrt(
+            np.maximum(a[:, -1] ** 2 + rest, 0.0)
+        )
+        if len(a) == 1:
+            squares = a[0] ** 2
+            out = np.zeros_like(self.rho)
+            for value in squares[::-1]:
+                out *= self.rho
+                out += value
+            out *= lagging.inside(self.field.lags, self.field.sizes)
+        else:
+            per_site = self.expand(a)  # (order, *positions)
+            out = np.zeros_like(self.rho)
+            for one in per_site[::-1]:
+                out *= self.rho
+                out += one * lagging.shifted(one, self.field.lags)
+        return self.expand(mean), self.expand(second), self._set_zero(out, second)
+
+    def _set_zero(self, table: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Puts the exact second moments at lag zero of one example."""
+        at = (0, *(v.index(0) for v in self.field.lags))
+        table[at] = self.expand(second)
+        return table
+
+    def apply(self, phi: Numeric) -> Field:
+        """Returns the field of phi(x)."""
+        f = self.field
+        slopes = two_slopes(phi)
+        g = nodes() if f.shape is None else f.shape
+        centred = f.shape is None and not np.any(f.mean)
+        if slopes is not None and slopes[0] == slopes[1] != 0.0:
+            return f.scaled(slopes[0] ** 2).replace(
+                mean=f.mean * np.sign(slopes[0]), symmetric=f.symmetric
+            )
+        if slopes is not None and centred and any(slopes):
+            up, down = slopes
+            sd = np.sqrt(self.var)
+            pair = sd * lagging.shifted(sd, f.lags)
+            table = pair * dual.two_slope_dual(up, down, 1.0, 1.0, self.rho)
+            mean = 0.5 * (up - down) * np.sqrt(2 / np.pi) * sd
+            shape = standardize(np.where(g > 0, up, down) * g)
+            return Field(mean, table, f.lags, f.log_scale, shape)
+        values = self.values(phi)
+        mean, _, table = self.pairs(values)
+        typical = self.sites.mean(axis=1) * np.array([1.0, 1.0])
+        shape = standardize(phi(typical[0] + typical[1] * g))
+        odd = f.symmetric and bool(
+            np.allclose(mean, 0.0, atol=1e-9 * np.sqrt(np.abs(table).max() + 1e-300))
+        )
+        out = Field(mean, table, f.lags, 0.0, shape, symmetric=odd)
+        return out.normalized()
+
+    def pull_back(self, cotangent: Field, phi: Numeric, slope: Numeric) -> Field:
+        """Returns the cotangent at x of a cotangent at phi(x).
+
+        The two are taken for independent, given the pair's values (exact as the width
+        goes to infinity).
+        """
+        f = self.field
+        slopes = two_slopes(phi)
+        if slopes is not None and slopes[0] == slopes[1] != 0.0:
+            return cotangent.scaled(slopes[0] ** 2).replace(
+                joint=self._linear_joint(cotangent, slopes[0])
+            )
+        if slopes is not None and f.shape is None and not np.any(f.mean):
+            table = dual.two_slope_slope_dual(*slopes, self.rho)
+            at = (0, *(v.index(0) for v in f.lags))
+            table[at] = 0.5 * (slopes[0] ** 2 + slopes[1] ** 2)
+            sd = np.sqrt(self.var)
+            pair = sd * lagging.shifted(sd, f.lags)
+            joint = pair * dual.two_slope_dual(*slopes, 1.0, 1.0, self.rho)
+            joint *= np.exp(np.clip(f.log_scale, -700, 700))
+        else:
+            _, _, table = self.pairs(self.values(slope))
+            _, _, joint = self.pairs(self.values(lambda x: slope(x) * x))
+        return Field(
+            np.zeros(f.sizes),
+            cotangent.table * table,
+            cotangent.lags,
+            cotangent.log_scale,
+            symmetric=True,
+            comb=cotangent.comb,
+            joint=cotangent.table * joint,
+        ).normalized()
+
+    def _linear_joint(self, cotangent: Field, slope: float) -> np.ndarray | None:
+        # E[ct ct' x x'] with x = y / slope: the scale was multiplied by slope**2.
+        return None if cotangent.joint is None else cotangent.joint / slope**2
+
+

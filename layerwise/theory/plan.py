@@ -1,0 +1,185 @@
+"""From equations to the interpreter's nodes.
+
+Between two values through which everything passes there is one function. Where it is a
+function of one number (an activation, however many equations it takes) it becomes a
+"pointwise" node; where it is a normalization, recognized by evaluating it and not by
+how it is written, a "normalization" node; where it is one equation, a node of that
+primitive's name; and otherwise "opaque", which no rule covers and which is sampled.
+"""
+
+import functools
+import heapq
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from layerwise.theory.context import Node
+from layerwise.theory.normalization import Normalization, recognize
+from layerwise.tracing import TracedModel, primitives
+from layerwise.tracing.graph import Equation
+from layerwise.tracing.pointwise import ScalarFunction, scalar_function
+
+
+_NEUTRAL = frozenset(["convert_element_type", "copy", "copy_p", "reduce_precision"])
+
+
+class Planner:
+    """Makes the nodes of a traced model.
+
+    Args:
+        traced: The model.
+        cuts: Values that must be a node's result (the named sites).
+        deterministic: Values that no weight has touched.
+        constant: Parameter-made value -> its array where it is the same in every
+            network, else None.
+    """
+
+    def __init__(
+        self,
+        traced: TracedModel,
+        cuts: frozenset[int],
+        deterministic: frozenset[int],
+        constant: Callable[[int], np.ndarray | None],
+    ):
+        self.traced, self.graph, self.flow = traced, traced.graph, traced.flow
+        self.deterministic = deterministic
+        self.constant = constant
+        self.producers = self.graph.producers()
+        self.nodes: dict[int, Node] = {}
+        self.functions: dict[str, ScalarFunction] = {}
+        self.exits = self._exits(cuts)
+
+    def plan(self) -> tuple[Node, ...]:
+        """Returns the nodes, in program order."""
+        wanted = sorted(self.exits)
+        for value in wanted:
+            if value not in self.deterministic:
+                self._reach(value)
+        return tuple(self.nodes[v] for v in sorted(self.nodes))
+
+    def _exits(self, cuts: frozenset[int]) -> set[int]:
+        """Values read by weight operations, merges and loops, outputs, and sites."""
+        found = {v for v in cuts if v in self.flow.root}
+        found |= {a for a in self.graph.outputs if self.flow.is_signal(a)}  # type: ignore[misc]
+        for equation in self.graph.equations:
+            out = equation.outputs[0] if equation.outputs else -1
+            if self.flow.root.get(out) == out or equation.bodies:
+                found |= {v for v in equation.values_in if v in self.flow.root}
+                found.add(out)
+        floating = {v for v in found if v in self.graph.avals}
+        return {v for v in floating if v in self.flow.root}
+
+    def _reach(self, value: int) -> None:
+        """Makes the nodes by which `value` comes from its root."""
+        if value in self.nodes or value in self.deterministic:
+            return
+        root = self.flow.root[value]
+        if value == root:
+            self._root_node(value)
+            return
+        chain, between = self._chain(root, value)
+        at = 0
+        while at < len(chain) - 1:
+            if chain[at + 1] in self.deterministic:
+                at += 1
+                continue
+            end = self._longest(chain, between, at)
+            if chain[end] not in self.nodes:
+                equations = [e for group in between[at:end] for e in group]
+                self._segment(chain[at], chain[end], equations)
+            at = end
+
+    def _root_node(self, value: int) -> None:
+        equation = self.producers.get(value)
+        if equation is None:
+            return
+        signals = tuple(v for v in equation.values_in if v in self.flow.root)
+        name = equation.name
+        if len(equation.outputs) > 1 or equation.bodies:
+            name = "opaque"
+        for v in equation.outputs:
+            self.nodes[v] = Node(name, signals, v, (equation,))
+
+    def _chain(self, root: int, value: int) -> tuple[list[int], list[list[Equation]]]:
+        """Returns the values on every path from root to value, and what is between."""
+        needed, equations = {value}, []
+        edges: list[tuple[int, int]] = []
+        queue, seen = [-value], set()
+        while queue:
+            at = -heapq.heappop(queue)
+            equation = self.producers[at]
+            if id(equation) in seen:
+                continue
+            seen.add(id(equation))
+            equations.append(equation)
+            for v in equation.values_in:
+                if self.flow.root.get(v) == root:
+                    edges += [(v, w) for w in equation.outputs if w in needed]
+                    if v != root and v not in needed:
+                        heapq.heappush(queue, -v)
+                    needed.add(v)
+        equations.reverse()
+        jumped = set()
+        candidates = sorted(v for v in needed if root <= v <= value)
+        for a, b in edges:
+            lo = np.searchsorted(candidates, a, side="right")
+            hi = np.searchsorted(candidates, b, side="left")
+            jumped.update(candidates[lo:hi])
+        chain = [v for v in candidates if v not in jumped]
+        between: list[list[Equation]] = [[] for _ in chain[1:]]
+        for equation in equations:
+            last = max(v for v in equation.outputs if v in needed)
+            between[int(np.searchsorted(chain, last)) - 1].append(equation)
+        return chain, between
+
+    def _longest(
+        self, chain: Sequence[int], between: Sequence[list[Equation]], at: int
+    ) -> int:
+        """Returns the end of the longest elementwise run from `at`, at least one on."""
+        end = at
+        while end < len(chain) - 1:
+            if not all(self._is_scalar(e) for e in between[end]):
+                break
+            end += 1
+            if chain[end] in self.exits or chain[end] in self.nodes:
+                break
+        return max(end, at + 1)
+
+    def _is_scalar(self, equation: Equation) -> bool:
+        if equation.name in primitives.LAYOUT and equation.name not in _NEUTRAL:
+            return not any(v in self.flow.root for v in equation.values_in)
+        if equation.name not in (
+            primitives.ELEMENTWISE | primitives.WRAPPERS | _NEUTRAL
+        ):
+            return False
+        return all(
+            v in self.flow.root or self._uniform(v) for v in equation.values_in
+        )
+
+    def _uniform(self, value: int) -> bool:
+        array = self.constant(value)
+        return array is not None and array.size > 0 and bool(np.all(array == array.flat[0]))
+
+    def _segment(self, a: int, b: int, equations: list[Equation]) -> None:
+        signals = [e for e in equations if any(v in self.flow.root for v in e.outputs)]
+        make = functools.partial(Node, inputs=(a,), output=b, equations=tuple(signals))
+        if all(self._is_scalar(e) for e in signals):
+            phi = scalar_function(signals, a, b, self.constant)
+            if phi is not None:
+                self.nodes[b] = make("pointwise", data=self._shared(phi))
+                return
+        if len(signals) == 1:
+            self.nodes[b] = make(signals[0].name)
+            return
+        found: Normalization | None = recognize(self.traced, a, b, signals, self.constant)
+        if found is not None:
+            self.nodes[b] = make("normalization", data=found)
+            return
+        self.nodes[b] = make("opaque")
+
+    def _shared(self, phi: ScalarFunction) -> ScalarFunction:
+        """One function object for equal functions: what is cached for one serves all."""
+        key = str(jax.make_jaxpr(phi)(jax.ShapeDtypeStruct((), jnp.float32)))
+        return self.functions.setdefault(key, phi)

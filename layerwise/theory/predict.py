@@ -1,0 +1,277 @@
+"""The public call: a model in, the moments of every layer out, without measuring it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from layerwise.errors import InvalidArgumentError, did_you_mean, message
+from layerwise.theory import lags as lagging, law as laws
+from layerwise.theory.context import Node
+from layerwise.theory.engine import Engine
+from layerwise.theory.prediction import DIRECTIONS, Prediction
+from layerwise.theory.recursion import predict_recursion
+from layerwise.theory.state import Grade, State
+from layerwise.tracing import TracedModel, trace
+from layerwise.tracing.model import (
+    abstract_params,
+    as_function,
+    check_inputs,
+    check_params,
+    complete,
+    default_inputs,
+)
+from layerwise.tracing.sites import named_values
+from layerwise.types import PyTree
+
+
+METHODS = ("kernel", "sitewise", "recursion")
+
+
+def predict(
+    model: Any,
+    params: PyTree = None,
+    inputs: Any = None,
+    *,
+    method: str = "kernel",
+    weight_variance: Mapping[str, float] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    rngs: Mapping[str, jax.Array] | None = None,
+    draws: int = 48,
+) -> Prediction:
+    """Predicts the moments of every layer, forward and backward, over random networks.
+
+    Args:
+        model: A Flax module (Linen, NNX), unmodified, or ``apply(params, *inputs)``.
+        params: One set of parameters: networks are leaf-by-leaf zero-mean with its
+            second moments, constant leaves as they are. None for the model's own init.
+        inputs: The data, batch axis first; None for standard normal inputs where the
+            model declares an ``input_shape``.
+        method: "kernel" (correlations between positions and examples, the real
+            inputs), "sitewise" (the same with inputs taken for independent zero-mean
+            entries), or "recursion" (eq. (4), (5) of the paper, chains only).
+        weight_variance: Layer path -> variance of its weights, in place of the law's.
+        kwargs: Keyword arguments of the model's call.
+        rngs: Keys of the streams that the call draws from, by name (Linen).
+        draws: Networks to run, where an equation without a sound rule is sampled.
+
+    Returns:
+        The prediction, with a grade for every number. `exact`: in expectation, at any
+        width. `approximate`: as width grows; a layer errs by O(1/width), and by what
+        its rule says. `measured`: it depends on an equation that was sampled.
+
+    Raises:
+        InvalidArgumentError: If the method is unknown or there is nothing to draw from.
+        InputError: If inputs are missing or hold no moments (NaN, infinite, zero).
+        ParametersError: If `params` do not belong to the model or are not finite.
+        UnsupportedModelError: If the model has no weights or branches on its data; with
+            ``method="recursion"``, if it is no chain of layers.
+    """
+    if method not in METHODS:
+        raise InvalidArgumentError(
+            message(
+                f"method={method!r}.{did_you_mean(method, list(METHODS))}",
+                f"The methods are {', '.join(METHODS)}.",
+                'Pass method="kernel".',
+            )
+        )
+    function = as_function(model, kwargs=kwargs, rngs=rngs)
+    if inputs is None:
+        inputs = default_inputs(function, jax.random.key(0))
+    arrays = check_inputs(function, inputs)
+    given = complete(function, params)
+    if given is not None:
+        check_params(function, given, arrays)
+    example = abstract_params(function, arrays) if given is None else given
+    check_params(function, example, arrays)
+    traced = trace(function, example, arrays)
+    if given is not None:
+        law = laws.of_params(given)
+    else:
+        assert function.init is not None  # abstract_params has raised without one
+        law = laws.of_init(function.init, arrays)
+    if weight_variance:
+        law = laws.with_variances(law, traced, weight_variance)
+    if method == "recursion":
+        return _recursion(traced, law, arrays)
+    cuts = frozenset(s.value for s in named_values(traced))
+    engine = Engine(
+        traced, law, arrays, cuts, independent=method == "sitewise", draws=draws
+    )
+    engine.run()
+    return _prediction(traced, engine, method)
+
+
+def _prediction(traced: TracedModel, engine: Engine, method: str) -> Prediction:
+    sites = named_values(traced)
+    columns: dict[str, dict[str, list[Any]]] = {}
+    for direction in DIRECTIONS:
+        column: dict[str, list[Any]] = {k: [] for k in ("m", "s", "l", "g", "h")}
+        for site in sites:
+            state = _state(engine, site.value, direction)
+            if state is None:
+                values = (np.nan, np.nan, np.nan, None, None)
+            else:
+                mean, log, second = state.moments()
+                values = (mean, second, log, _grade(state), _mean_grade(state))
+            for k, v in zip("mslgh", (values[0], values[1], values[2], *values[3:]), strict=True):
+                column[k].append(v)
+        columns[direction] = column
+    return Prediction(
+        sites=sites,
+        mean={d: np.array(columns[d]["m"]) for d in DIRECTIONS},
+        second={d: np.array(columns[d]["s"]) for d in DIRECTIONS},
+        log_second={d: np.array(columns[d]["l"]) for d in DIRECTIONS},
+        grade={d: tuple(columns[d]["g"]) for d in DIRECTIONS},
+        mean_grade={d: tuple(columns[d]["h"]) for d in DIRECTIONS},
+        sampled=dict(engine.reasons),
+        equations=sum(len(n.equations) for n in engine.nodes),
+        factors=_factors(traced, engine),
+        layer_paths=tuple(y.path for y in traced.layers),
+        log_spread=_spread(traced),
+        method=method,
+        resolution=_resolution(engine),
+        traced=traced,
+    )
+
+
+def _state(engine: Engine, value: int, direction: str) -> State | None:
+    if direction == "backward":
+        return engine.combined(value)
+    if value in engine.known:
+        return engine.known[value]
+    return engine.state_of(value) if value in engine.ctx.data else None
+
+
+def _grade(state: State) -> Grade:
+    return Grade.MEASURED if state.sources else state.grade
+
+
+def _mean_grade(state: State) -> Grade:
+    return Grade.MEASURED if state.sources else state.mean_grade
+
+
+def _resolution(engine: Engine) -> str:
+    held = {
+        lagging.NONE: "Single positions: nothing here mixes them but fresh weights.",
+        lagging.SPARSE: "Pairs of positions at short lags and powers of two, others "
+        "interpolated (the full kernels would not fit).",
+        lagging.DENSE: "Pairs of positions: all on maps up to "
+        f"{lagging.FULL_UP_TO} wide, above that by lag.",
+    }
+    text = held[engine.ctx.level]
+    if engine.ctx.classes == 2:
+        text += " Pairs of examples too."
+    return text
+
+
+def _spread(traced: TracedModel) -> np.ndarray:
+    widths = []
+    for layer in traced.layers:
+        axes = layer.shape[-1] if layer.shape else 1
+        widths.append(max(int(axes), 1))
+    steps = 5.0 / np.array(widths, float)
+    return np.concatenate([[0.0], np.cumsum(steps)[:-1]]) if len(steps) else steps
+
+
+_NAMES = {
+    "conv_general_dilated": "weights",
+    "dot_general": "weights",
+    "pointwise": "activation",
+    "normalization": "normalization",
+    "add": "sum",
+    "sub": "sum",
+    "add_any": "sum",
+    "mul": "product",
+    "reduce_window_max": "pooling",
+    "reduce_max": "pooling",
+    "reduce_window_sum": "pooling",
+    "reduce_sum": "pooling",
+}
+
+
+def _factors(traced: TracedModel, engine: Engine) -> dict[str, dict[str, float]]:
+    """Returns what each node multiplied the second moment by, per layer."""
+    found: dict[str, dict[str, float]] = {}
+    roots = [(y.root, y) for y in traced.layers]
+    at = -1
+    for node in engine.nodes:
+        while at + 1 < len(roots) and roots[at + 1][0] <= node.output:
+            at += 1
+        if at < 0 or node.output not in engine.known:
+            continue
+        layer = roots[at][1]
+        ratio = _ratio(engine, node)
+        row = found.setdefault(layer.path, {})
+        name = _NAMES.get(node.name, node.name)
+        if name == "weights" and node.output == layer.root:
+            fan = _fan(engine, node, layer.connections.fan_in)
+            if fan > 0:
+                row["fan"] = fan
+                row["padding"] = ratio / fan
+            continue
+        row[name] = row.get(name, 1.0) * ratio
+    return {p: {k: v for k, v in r.items() if abs(v - 1) > 1e-9} for p, r in found.items()}
+
+
+def _ratio(engine: Engine, node: Node) -> float:
+    after = engine.known[node.output].moments()[1]
+    before = engine.state_of(node.inputs[0]).moments()[1]
+    return float(np.exp(after - before)) if np.isfinite(before) else np.nan
+
+
+def _fan(engine: Engine, node: Node, fan_in: int) -> float:
+    flow = engine.traced.flow
+    weights = [a for a in node.equations[0].inputs if not flow.is_signal(a)]
+    return engine.ctx.weight(weights[0]).second * fan_in if weights else 0.0
+
+
+def _recursion(traced: TracedModel, law: laws.Law, arrays: tuple) -> Prediction:
+    """Eq. (4) and (5), in the form of a prediction."""
+    weight, bias = {}, {}
+    for y in traced.layers:
+        weight[y.path] = max(_second(law, n) for n in y.weight_leaves)
+        bias[y.path] = max([_second(law, n) for n in y.bias_leaves] or [0.0])
+    value = traced.signal_input
+    index = traced.input_values.index(value) if value in traced.input_values else 0
+    q_0 = float(np.mean(np.square(np.asarray(arrays[index], np.float64))))
+    got = predict_recursion(traced, weight, bias_variance=bias, q_0=q_0)
+    sites = named_values(traced)
+    nan = np.full(len(sites), np.nan)
+    second = {"forward": nan.copy(), "backward": nan.copy()}
+    grade = {d: [None] * len(sites) for d in DIRECTIONS}
+    last = {y.index: y for y in traced.layers}
+    for i, s in enumerate(sites):
+        if s.layer == 0 or s.kind == "u":
+            second["forward"][i] = q_0 if s.layer == 0 else got.q[s.layer - 1]
+            grade["forward"][i] = Grade.APPROXIMATE  # type: ignore[call-overload]
+        if s.layer == 0 or s.value == last[s.layer].z:
+            second["backward"][i] = got.r[s.layer]
+            grade["backward"][i] = Grade.APPROXIMATE  # type: ignore[call-overload]
+    with np.errstate(divide="ignore"):
+        logs = {d: np.log(v) for d, v in second.items()}
+    empty = {d: (None,) * len(sites) for d in DIRECTIONS}
+    return Prediction(
+        sites=sites,
+        mean={d: nan for d in DIRECTIONS},
+        second=second,
+        log_second=logs,
+        grade={d: tuple(v) for d, v in grade.items()},
+        mean_grade=empty,
+        sampled={},
+        equations=len(traced.graph.equations),
+        factors={},
+        layer_paths=tuple(y.path for y in traced.layers),
+        log_spread=_spread(traced),
+        method="recursion",
+        resolution="One number per layer: eq. (4) and (5), Table 1.",
+        traced=traced,
+    )
+
+
+def _second(law: laws.Law, name: str) -> float:
+    leaf = law.leaves[name]
+    if leaf.value is None:
+        return leaf.second
+    return float(np.mean(np.square(leaf.value)))

@@ -1,0 +1,127 @@
+"""Which primitive has which rule: registration, look-up, and the coverage table.
+
+A rule is a class with two static methods: `forward` takes the moments of a node's
+operands to those of its result, `backward` takes those of the result's cotangent to
+those of the operands'. It raises `NoSoundRule` wherever its assumptions do not hold;
+the engine then samples the node and grades what depends on it `measured`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from layerwise.errors import InvalidArgumentError, LayerwiseError, message
+from layerwise.theory.context import Node, RuleContext
+from layerwise.theory.state import State
+
+
+class NoSoundRule(LayerwiseError, NotImplementedError):
+    """A node outside of what its rule is right for; the message says why."""
+
+
+class Rule(Protocol):
+    """What `rule` registers."""
+
+    @staticmethod
+    def forward(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
+        """Returns the moments of the node's result."""
+        ...
+
+    @staticmethod
+    def backward(
+        ctx: RuleContext,
+        node: Node,
+        states: Sequence[State],
+        out: State,
+        cotangent: State,
+    ) -> Sequence[State | None]:
+        """Returns the moments of each operand's cotangent."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A registered rule, as the coverage table shows it."""
+
+    name: str
+    family: str
+    rule: Any
+    summary: str
+
+
+_ENTRIES: dict[str, Entry] = {}
+
+
+def rule(*names: str, family: str = "user") -> Callable[[Any], Any]:
+    """Registers a class of two static methods as the rule of primitives.
+
+    Args:
+        *names: Primitive names as on a jaxpr's equations, or names of the interpreter's
+            own nodes ("pointwise", "normalization").
+        family: Heading in the coverage table.
+
+    Raises:
+        InvalidArgumentError: If a name has a rule already.
+
+    Example:
+        >>> @rule("my_primitive")
+        ... class MyPrimitive:
+        ...     "Doubles its operand."
+        ...     @staticmethod
+        ...     def forward(ctx, node, states):
+        ...         return states[0].map(lambda f: f.scaled(4.0))
+        ...     @staticmethod
+        ...     def backward(ctx, node, states, out, cotangent):
+        ...         return [cotangent.map(lambda f: f.scaled(4.0))]
+        >>> unregister("my_primitive")
+    """
+
+    def register(cls: Any) -> Any:
+        for name in names:
+            if name in _ENTRIES:
+                raise InvalidArgumentError(
+                    message(
+                        f"A second rule for primitive {name!r} "
+                        f"({cls.__name__}, after {_ENTRIES[name].rule.__name__}).",
+                        "Which of the two ran would depend on the order of imports.",
+                        f"layerwise.theory.registry.unregister({name!r}) first, if the "
+                        "new one is meant to take its place.",
+                    )
+                )
+            summary = (cls.__doc__ or "").strip().partition("\n")[0]
+            _ENTRIES[name] = Entry(name, family, cls, summary)
+        return cls
+
+    return register
+
+
+def unregister(name: str) -> None:
+    """Removes the rule of a primitive."""
+    del _ENTRIES[name]
+
+
+def find(name: str) -> Any | None:
+    """Returns the rule of a primitive, or None."""
+    entry = _ENTRIES.get(name)
+    return None if entry is None else entry.rule
+
+
+def entries() -> tuple[Entry, ...]:
+    """Returns every registered rule, by family and name."""
+    return tuple(sorted(_ENTRIES.values(), key=lambda e: (e.family, e.name)))
+
+
+def coverage_table() -> str:
+    """Returns docs/coverage.md: every primitive that has a rule, and what it does."""
+    lines = [
+        "# Coverage",
+        "",
+        "Generated from the registry by `python -m layerwise.theory.coverage`.",
+        "An equation that is not here is sampled, and what depends on it is graded",
+        "`measured`.",
+        "",
+        "| family | primitive or node | rule |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {e.family} | `{e.name}` | {e.summary} |" for e in entries()]
+    return "\n".join(lines) + "\n"

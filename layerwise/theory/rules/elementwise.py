@@ -1,0 +1,423 @@
+"""Scalar functions, sums and products of signals, biases and scales."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from layerwise.moments.activations import cached_float64
+from layerwise.theory import lags as lagging, marginal
+from layerwise.theory.context import Node, RuleContext
+from layerwise.theory.registry import NoSoundRule, rule
+from layerwise.theory.state import Field, Grade, State, mix
+
+
+def worst(*grades: Grade) -> Grade:
+    """Returns the worst of some grades."""
+    return Grade(max(grades))
+
+
+@rule("pointwise", family="elementwise")
+class Pointwise:
+    """Any run of elementwise equations with one random source, under quadrature."""
+
+    @staticmethod
+    def forward(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
+        """Exact for two slopes (ReLU) of a symmetric law, else in the wide limit."""
+        (state,) = states
+        phi = cached_float64(node.data)[0]
+        slopes = marginal.two_slopes(phi)
+        linear = slopes is not None and slopes[0] == slopes[1]
+        symmetric = all(f.symmetric for _, f in state.parts)
+        exact = linear or (slopes is not None and symmetric)
+        out = state.map(lambda f: marginal.Pointwise(f).apply(phi))
+        second = state.grade if exact else worst(state.grade, Grade.APPROXIMATE)
+        mean = state.mean_grade if linear else worst(state.grade, Grade.APPROXIMATE)
+        terms: tuple[tuple[int, float], ...] = ()
+        if linear:
+            assert slopes is not None
+            terms = tuple((v, c * slopes[0]) for v, c in _terms(state, node.inputs[0]))
+        return dataclasses.replace(out, grade=second, mean_grade=mean, terms=terms)
+
+    @staticmethod
+    def backward(
+        ctx: RuleContext,
+        node: Node,
+        states: Sequence[State],
+        out: State,
+        cotangent: State,
+    ) -> Sequence[State | None]:
+        """Multiplies by the pair moments of the derivative."""
+        phi, slope = cached_float64(node.data)
+        parts = []
+        for (n, f), (_, ct) in zip(states[0].parts, cotangent.parts, strict=True):
+            if ct.through is not None:
+                got = ct.replace(table=ct.through, through=None, joint=None)
+            else:
+                got = marginal.Pointwise(f).pull_back(ct, phi, slope)
+            parts.append((n, got))
+        slopes = marginal.two_slopes(phi)
+        linear = slopes is not None and slopes[0] == slopes[1]
+        symmetric = all(f.symmetric for _, f in states[0].parts)
+        sound = linear or (slopes is not None and symmetric)
+        # The factor phi' is a moment of the forward value: its grade enters.
+        grade = cotangent.grade if linear else worst(cotangent.grade, states[0].grade)
+        grade = grade if sound else worst(grade, Grade.APPROXIMATE)
+        sources = cotangent.sources | (frozenset() if sound else states[0].sources)
+        return [
+            dataclasses.replace(
+                cotangent, parts=tuple(parts), grade=grade, sources=sources
+            )
+        ]
+
+
+def _terms(state: State, value: int) -> tuple[tuple[int, float], ...]:
+    return state.terms or ((value, 1.0),)
+
+
+def aligned(a: State, b: State) -> tuple[tuple[int, Field, Field], ...]:
+    """Returns the channel runs of two states of one shape, cut where either is."""
+    runs, i, j = [], 0, 0
+    left, right = a.parts[0][0], b.parts[0][0]
+    while True:
+        n = min(left, right)
+        runs.append((n, a.parts[i][1], b.parts[j][1]))
+        left, right = left - n, right - n
+        if left == 0:
+            i += 1
+        if right == 0:
+            j += 1
+        if i == len(a.parts) or j == len(b.parts):
+            break
+        left = left or a.parts[i][0]
+        right = right or b.parts[j][0]
+    if left or right:
+        raise NoSoundRule("operands with different numbers of channels")
+    return tuple(runs)
+
+
+def add_fields(f: Field, g: Field, sign: float = 1.0) -> Field:
+    """Returns the field of a sum of independent values (given their means)."""
+    if f.lags != g.lags or f.sizes != g.sizes:
+        raise NoSoundRule("operands with different positions")
+    scale = max(f.log_scale, g.log_scale)
+    if not np.any(f.table):
+        scale = g.log_scale
+    elif not np.any(g.table):
+        scale = f.log_scale
+    f, g = f.rescaled(scale), g.rescaled(scale)
+    table = f.table + g.table
+    if np.any(f.mean) and np.any(g.mean):
+        table = table + sign * (
+            f.mean * lagging.shifted(g.mean, f.lags)
+            + g.mean * lagging.shifted(f.mean, f.lags)
+        )
+    var_f, var_g = (float(np.mean(x.second - x.mean**2)) for x in (f, g))
+    shape_g = g.shape if sign > 0 or g.shape is None else -g.shape[::-1]
+    return Field(
+        f.mean + sign * g.mean,
+        table,
+        f.lags,
+        scale,
+        shape=marginal.convolve(f.shape, var_f, shape_g, var_g),
+        symmetric=f.symmetric and g.symmetric,
+        comb=tuple(int(np.gcd(x, y)) for x, y in zip(f.combs, g.combs, strict=True)),
+    ).normalized()
+
+
+@rule("add", "sub", "add_any", family="elementwise")
+class Sum:
+    """Residual sum, difference, bias: independent terms and their means."""
+
+    @staticmethod
+    def forward(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
+        """Exact where one term is fresh of zero mean; shared terms are collected."""
+        equation = node.equations[0]
+        sign = -1.0 if node.name == "sub" else 1.0
+        if len(node.inputs) == 1:
+            if equation.inputs[0] == equation.inputs[1]:
+                raise NoSoundRule("a value added to itself")
+            return _add_parameter(ctx, node, states[0], sign)
+        a, b = states
+        if a.axes != b.axes:
+            raise NoSoundRule("operands whose axes have different roles")
+        terms: dict[int, float] = dict(_terms(a, node.inputs[0]))
+        for v, c in _terms(b, node.inputs[1]):
+            terms[v] = terms.get(v, 0.0) + sign * c
+        grade = worst(a.grade, b.grade)
+        zero_mean = [not any(np.any(f.mean) for _, f in x.parts) for x in (a, b)]
+        if not any(zero_mean):
+            grade = worst(grade, Grade.APPROXIMATE)
+        if a.roots & b.roots:
+            parts = _collected(ctx, terms)
+        else:
+            parts = tuple((n, add_fields(f, g, sign)) for n, f, g in aligned(a, b))
+        return State(
+            a.axes,
+            parts,
+            worst(a.mean_grade, b.mean_grade),
+            grade,
+            a.sources | b.sources,
+            a.roots | b.roots,
+            tuple(terms.items()) if len(terms) <= 64 else (),
+        )
+
+    @staticmethod
+    def backward(
+        ctx: RuleContext,
+        node: Node,
+        states: Sequence[State],
+        out: State,
+        cotangent: State,
+    ) -> Sequence[State | None]:
+        """Copies the cotangent to both terms."""
+        return [fit_parts(cotangent, s) for s in states]
+
+
+def fit_parts(cotangent: State, value: State) -> State:
+    """Returns a cotangent cut into the channel runs of `value`."""
+    counts = [n for n, _ in value.parts]
+    if [n for n, _ in cotangent.parts] == counts:
+        return cotangent
+    blank = dataclasses.replace(value)
+    merged: list[tuple[int, Field]] = []
+    runs = list(aligned(blank, cotangent))
+    for n in counts:
+        taken, fields, sizes = 0, [], []
+        while taken < n:
+            m, _, f = runs.pop(0)
+            fields.append(f)
+            sizes.append(m)
+            taken += m
+        merged.append((n, mix(fields, [m / n for m in sizes])))
+    return dataclasses.replace(cotangent, parts=tuple(merged))
+
+
+def _collected(
+    ctx: RuleContext, terms: dict[int, float]
+) -> tuple[tuple[int, Field], ...]:
+    """Adds up values that are independent of each other, with coefficients."""
+    live = [(v, c) for v, c in terms.items() if c != 0.0]
+    seen: frozenset[int] = frozenset()
+    total: State | None = None
+    for v, c in live:
+        state = ctx.state_of(v)
+        if seen & state.roots:
+            raise NoSoundRule("a sum of functions of the same signal")
+        seen |= state.roots
+        part = state.map(
+            lambda f, c=c: f.scaled(c * c).replace(
+                mean=f.mean * np.sign(c),
+                shape=f.shape if c > 0 or f.shape is None else -f.shape[::-1],
+            )
+        )
+        if total is None:
+            total = part
+        else:
+            runs = tuple((n, add_fields(f, g)) for n, f, g in aligned(total, part))
+            total = dataclasses.replace(total, parts=runs)
+    if total is None:
+        raise NoSoundRule("a sum that cancels")
+    return total.parts
+
+
+def _variation(array: np.ndarray, roles: Sequence[str], role: str) -> bool:
+    """Whether an array differs along any axis of a role."""
+    lead = len(roles) - array.ndim
+    for a, r in enumerate(roles):
+        if r == role and a >= lead and array.shape[a - lead] > 1:
+            moved = np.moveaxis(array, a - lead, 0)
+            if np.any(moved != moved[:1]):
+                return True
+    return False
+
+
+def parameter(ctx: RuleContext, node: Node) -> tuple[Any, np.ndarray, float, float]:
+    """Returns (its moments, one sample of it, mean, second moment) of the parameter."""
+    flow = ctx.traced.flow
+    (atom,) = [a for a in node.equations[0].inputs if not flow.is_signal(a)]
+    moments = ctx.weight(atom)
+    if moments.value is not None:
+        array = moments.value
+        return moments, array, float(array.mean()), float(np.mean(array**2))
+    return moments, ctx.sample(atom), moments.mean, moments.second
+
+
+def _add_parameter(
+    ctx: RuleContext, node: Node, state: State, sign: float
+) -> State:
+    _, array, mean, second = parameter(ctx, node)
+    out = [f for _, f in state.parts]
+    if ctx.shape(node.inputs[0]) != ctx.shape(node.output):
+        raise NoSoundRule("a signal broadcast against a parameter")
+    if _variation(array, state.axes, "b"):
+        raise NoSoundRule("a parameter that differs by example")
+    by_position = _variation(array, state.axes, "s")
+    flip = -1.0 if sign < 0 and node.equations[0].inputs[1] == node.inputs[0] else 1.0
+    parts = []
+    for (n, _), f in zip(state.parts, out, strict=True):
+        with np.errstate(under="ignore", over="ignore"):
+            unit = float(np.exp(-f.log_scale)) if f.log_scale < 700 else 0.0
+        if not np.isfinite(unit) or not np.any(f.table):
+            f, unit = f.rescaled(0.0), 1.0
+        shift = sign * flip * mean * np.sqrt(unit) * np.ones(f.sizes)
+        old = f.mean * flip
+        table = f.table + (
+            old * lagging.shifted(shift, f.lags) + shift * lagging.shifted(old, f.lags)
+        )
+        inside = lagging.inside(f.lags, f.sizes)
+        spread = (second - mean**2) * unit
+        table = table + mean**2 * unit * inside
+        if by_position:
+            table[(0, *(v.index(0) for v in f.lags))] += spread
+            if f.table.shape[0] == 2:
+                table[(1, *(v.index(0) for v in f.lags))] += spread
+        else:
+            table = table + spread * inside
+        keeps = f.symmetric and mean == 0.0
+        parts.append(
+            (n, f.replace(mean=old + shift, table=table, symmetric=keeps, comb=()))
+        )
+    return dataclasses.replace(state, parts=tuple(parts), terms=())
+
+
+def scale_parts(
+    ctx: RuleContext, state: State, array: np.ndarray, mean: float, second: float
+) -> State:
+    """Returns the state times a parameter with these moments."""
+    by_position = _variation(array, state.axes, "s")
+    by_example = _variation(array, state.axes, "b")
+
+    def scale(f: Field) -> Field:
+        table = f.table * second
+        if by_position:
+            table = f.table * mean**2
+            at = (0, *(v.index(0) for v in f.lags))
+            table[at] = f.table[at] * second
+        if by_example and f.table.shape[0] == 2:
+            table[1] = f.table[1] * mean**2
+        return f.replace(mean=f.mean * mean, table=table, joint=None, shape=None)
+
+    out = state.map(scale, terms=())
+    varies = second - mean**2 > 1e-12 * second
+    gaussian = Grade.APPROXIMATE if varies else Grade.EXACT
+    return dataclasses.replace(out, grade=worst(state.grade, gaussian))
+
+
+@rule("mul", family="elementwise")
+class Multiply:
+    """Gate (two independent signals), or scale by a parameter or mask."""
+
+    @staticmethod
+    def forward(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
+        """Second moments and means multiply; wide limit."""
+        if len(node.inputs) == 1:
+            if ctx.shape(node.inputs[0]) != ctx.shape(node.output):
+                raise NoSoundRule("a signal broadcast against a parameter")
+            _, array, mean, second = parameter(ctx, node)
+            return scale_parts(ctx, states[0], array, mean, second)
+        a, b = states
+        if a.roots & b.roots or a.axes != b.axes:
+            raise NoSoundRule("a product of functions of the same signal")
+        parts = tuple((n, _product(f, g)) for n, f, g in aligned(a, b))
+        return State(
+            a.axes,
+            parts,
+            worst(a.mean_grade, b.mean_grade, Grade.APPROXIMATE),
+            worst(a.grade, b.grade, Grade.APPROXIMATE),
+            a.sources | b.sources,
+            a.roots | b.roots,
+        )
+
+    @staticmethod
+    def backward(
+        ctx: RuleContext,
+        node: Node,
+        states: Sequence[State],
+        out: State,
+        cotangent: State,
+    ) -> Sequence[State | None]:
+        """Multiplies by the other factor."""
+        if len(node.inputs) == 1:
+            _, array, mean, second = parameter(ctx, node)
+            return [scale_parts(ctx, cotangent, array, mean, second)]
+        a, b = states
+        back = []
+        for mine, other in ((a, b), (b, a)):
+            fitted = fit_parts(cotangent, mine)
+            runs = [(n, _product(f, g)) for n, f, g in aligned(fitted, other)]
+            got = dataclasses.replace(
+                cotangent,
+                parts=tuple(runs),
+                grade=worst(cotangent.grade, other.grade, Grade.APPROXIMATE),
+                sources=cotangent.sources | other.sources,
+            )
+            back.append(fit_parts(got, mine))
+        return back
+
+
+def _product(f: Field, g: Field) -> Field:
+    if f.lags != g.lags or f.sizes != g.sizes:
+        raise NoSoundRule("operands with different positions")
+    return Field(
+        f.mean * g.mean,
+        f.table * g.table,
+        f.lags,
+        f.log_scale + g.log_scale,
+        shape=_product_shape(f, g),
+        symmetric=f.symmetric or g.symmetric,
+    ).normalized()
+
+
+def _product_shape(f: Field, g: Field) -> np.ndarray | None:
+    z = marginal.nodes()
+    values = []
+    for field in (f, g):
+        law = z if field.shape is None else field.shape
+        sd = np.sqrt(max(float(np.mean(field.second - field.mean**2)), 0.0))
+        p = (np.arange(256) + 0.5) / 256
+        mass = np.cumsum(marginal.weights())
+        values.append(float(np.mean(field.mean)) + sd * np.interp(p, mass, law))
+    products = np.sort(np.multiply.outer(*values).ravel())
+    mids = (np.arange(products.size) + 0.5) / products.size
+    target = np.cumsum(marginal.weights()) - 0.5 * marginal.weights()
+    return marginal.standardize(np.interp(target, mids, products))
+
+
+@rule("select_n", family="elementwise")
+class Mask:
+    """Dropout: a fixed mask chooses between the signal and zero."""
+
+    @staticmethod
+    def forward(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
+        """A product with the mask."""
+        mask = _mask(ctx, node)
+        m = float(mask.mean())
+        return scale_parts(ctx, states[0], mask, m, m)
+
+    @staticmethod
+    def backward(
+        ctx: RuleContext,
+        node: Node,
+        states: Sequence[State],
+        out: State,
+        cotangent: State,
+    ) -> Sequence[State | None]:
+        """The same product."""
+        mask = _mask(ctx, node)
+        m = float(mask.mean())
+        return [scale_parts(ctx, cotangent, mask, m, m)]
+
+
+def _mask(ctx: RuleContext, node: Node) -> np.ndarray:
+    equation = node.equations[0]
+    which, off, on = equation.inputs[:3]
+    flow = ctx.traced.flow
+    if flow.is_signal(which) or len(equation.inputs) != 3 or len(node.inputs) != 1:
+        raise NoSoundRule("a choice that depends on the signal")
+    chosen = ctx.weight(which).value
+    other = off if flow.is_signal(on) else on
+    if chosen is None or np.any(ctx.weight(other).value != 0):  # type: ignore[arg-type]
+        raise NoSoundRule("a choice between the signal and something random")
+    return np.asarray(chosen == (1 if flow.is_signal(on) else 0), np.float64)

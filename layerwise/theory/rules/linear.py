@@ -1,0 +1,243 @@
+"""Weight operations: convolution and matrix product with fresh random weights.
+
+With zero-mean weights of variance v, independent of the signal and of each other, the
+outputs of different channels are uncorrelated, and for two positions
+
+    K_out(o, o') = v C_in sum_t K_in(src(o, t), src(o', t)),
+
+where t runs over the taps that reach a real input at both. Exact at any width, stride,
+padding, dilation and number of groups. Backward the same sum is read the other way.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from layerwise.theory import data, lags as lagging
+from layerwise.theory.context import Node, RuleContext, WeightMoments
+from layerwise.theory.registry import NoSoundRule, rule
+from layerwise.theory.state import Field, Grade, State
+from layerwise.tracing.connections import Axis, conv_axes
+
+
+def fresh(ctx: RuleContext, node: Node) -> tuple[int, WeightMoments]:
+    """Returns the position of the weight operand and its moments, if it is one.
+
+    Raises:
+        NoSoundRule: If there is no weight, its mean is not zero, or it is fixed.
+    """
+    equation = node.equations[0]
+    flow = ctx.traced.flow
+    side = [i for i in (0, 1) if not flow.is_signal(equation.inputs[i])]
+    if not side:
+        raise NoSoundRule("a product of two signals")
+    moments = ctx.weight(equation.inputs[side[0]])
+    if moments.value is not None and moments.second > 0:
+        raise NoSoundRule("the weight is the same in every network")
+    if moments.mean**2 > 1e-3 * moments.second:
+        raise NoSoundRule(f"the weight's mean is {moments.mean:.3g}, not zero")
+    return side[0], moments
+
+
+@rule("conv_general_dilated", family="linear")
+class Convolution:
+    """Convolution with fresh weights: any stride, padding, dilation, groups; exact."""
+
+    @staticmethod
+    def forward(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
+        """Sums the second moments under each output's taps, lag by lag."""
+        side, weight = fresh(ctx, node)
+        if side != 1:
+            raise NoSoundRule("a weight convolved with the signal as its kernel")
+        equation = node.equations[0]
+        p = equation.params
+        if p["batch_group_count"] != 1:
+            raise NoSoundRule("batch groups")
+        shapes = [ctx.shape(v) for v in equation.inputs[:2]]  # type: ignore[arg-type]
+        spec = p["dimension_numbers"]
+        axes = conv_axes(equation, *shapes)
+        order = np.argsort(spec.lhs_spec[2:])
+        axes = tuple(axes[i] for i in order)
+        fan = shapes[1][spec.rhs_spec[1]]
+        source = node.inputs[0]
+        if source in ctx.data:
+            wanted = tuple(_wanted(ctx, a) for a in axes)
+            state = data.state(ctx, source, wanted)
+        else:
+            state = states[0]
+        got = convolve(ctx, state.average(), axes).scaled_safe(weight.second * fan)
+        roles = ["s"] * len(shapes[0])
+        roles[spec.out_spec[0]], roles[spec.out_spec[1]] = "b", "c"
+        channels = ctx.shape(node.output)[spec.out_spec[1]]
+        return _output(state, tuple(roles), channels, got)
+
+    @staticmethod
+    def backward(
+        ctx: RuleContext,
+        node: Node,
+        states: Sequence[State],
+        out: State,
+        cotangent: State,
+    ) -> Sequence[State | None]:
+        """Sums the cotangents of the outputs that each input reached."""
+        _, weight = fresh(ctx, node)
+        equation = node.equations[0]
+        shapes = [ctx.shape(v) for v in equation.inputs[:2]]  # type: ignore[arg-type]
+        spec = equation.params["dimension_numbers"]
+        axes = conv_axes(equation, *shapes)
+        axes = tuple(axes[i] for i in np.argsort(spec.lhs_spec[2:]))
+        groups = equation.params["feature_group_count"]
+        fan = shapes[1][spec.rhs_spec[0]] // groups
+        got = convolve(ctx, cotangent.average(), axes, transpose=True)
+        return [_like(states[0], cotangent, got.scaled_safe(weight.second * fan))]
+
+
+def _wanted(ctx: RuleContext, axis: Axis) -> tuple[int, ...]:
+    """Lags of the input that the held lags of the output are made of."""
+    held = lagging.lag_values(axis.n_outputs, ctx.level)
+    return tuple(
+        sorted(
+            {
+                v * axis.stride // axis.input_dilation
+                for v in held
+                if v * axis.stride % axis.input_dilation == 0
+            }
+        )
+    )
+
+
+def convolve(
+    ctx: RuleContext, field: Field, axes: Sequence[Axis], transpose: bool = False
+) -> Field:
+    """Returns the field summed over the taps of every axis, forward or transposed."""
+    table, lags, comb = field.table, list(field.lags), list(field.combs)
+    rank = len(axes)
+    for a, axis in enumerate(axes):
+        reach = np.zeros((axis.n_outputs, axis.size))
+        o, t = np.nonzero(axis.sources >= 0)
+        np.add.at(reach, (o, axis.sources[o, t]), 1.0)
+        if transpose:
+            reach = reach.T
+        up, down = (axis.input_dilation, axis.stride)
+        if transpose:
+            up, down = down, up
+        # Output lag l is made of input lag l * down / up: the same tap at both ends.
+        size = reach.shape[0]
+        held = lagging.lag_values(size, ctx.level)
+        slices = []
+        for lag in held:
+            if lag * down % up:
+                piece = np.zeros_like(np.take(table, 0, axis=1 + a))
+            else:
+                piece = lagging.at_lag(table, lags, a, lag * down // up, comb[a])
+            moved = np.moveaxis(piece, rank + a, -1)
+            summed = moved @ reach.T
+            summed = summed * lagging.inside(((lag,),), (size,))[0]
+            slices.append(np.moveaxis(summed, -1, rank + a))
+        table = np.stack(slices, axis=1 + a)
+        lags[a] = held
+        comb[a] = comb[a] * up // int(np.gcd(comb[a] * up, down))
+    sizes = table.shape[1 + rank :]
+    return Field(
+        np.zeros(sizes),
+        table,
+        tuple(lags),
+        field.log_scale,
+        symmetric=True,
+        comb=tuple(comb),
+    ).normalized()
+
+
+def _output(
+    state: State, axes: tuple[str, ...], channels: int, field: Field
+) -> State:
+    measured = state.grade is Grade.MEASURED
+    return State(
+        axes,
+        ((channels, field),),
+        mean_grade=state.grade if measured else Grade.EXACT,
+        grade=state.grade,
+        sources=state.sources,
+    )
+
+
+def _like(value: State, cotangent: State, field: Field) -> State:
+    """Returns the cotangent of `value`: the same for all of its channels."""
+    parts = tuple((n, field) for n, _ in value.parts)
+    return State(
+        value.axes,
+        parts,
+        cotangent.mean_grade,
+        cotangent.grade,
+        cotangent.sources,
+    )
+
+
+@rule("dot_general", family="linear")
+class Product:
+    """Matrix product with a fresh weight (dense, DenseGeneral, einsum); exact."""
+
+    @staticmethod
+    def forward(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
+        """Sums over the contracted channels; positions stay."""
+        side, weight = fresh(ctx, node)
+        fan, roles, channels = _geometry(ctx, node, side, states)
+        state = states[0]
+        got = state.average().scaled_safe(weight.second * fan)
+        field = Field(
+            np.zeros(got.sizes),
+            got.table,
+            got.lags,
+            got.log_scale,
+            symmetric=True,
+            comb=got.comb,
+        )
+        return _output(state, roles, channels, field.normalized())
+
+    @staticmethod
+    def backward(
+        ctx: RuleContext,
+        node: Node,
+        states: Sequence[State],
+        out: State,
+        cotangent: State,
+    ) -> Sequence[State | None]:
+        """Sums over the output channels."""
+        side, weight = fresh(ctx, node)
+        equation = node.equations[0]
+        (contract, batched) = equation.params["dimension_numbers"]
+        shape = ctx.shape(equation.inputs[side])  # type: ignore[arg-type]
+        used = {*contract[side], *batched[side]}
+        fan = int(np.prod([n for a, n in enumerate(shape) if a not in used]))
+        got = cotangent.average().scaled_safe(weight.second * fan)
+        field = got.replace(joint=None)
+        return [_like(states[0], cotangent, field)]
+
+
+def _geometry(
+    ctx: RuleContext, node: Node, side: int, states: Sequence[State]
+) -> tuple[int, tuple[str, ...], int]:
+    """Returns fan-in, roles of the output's axes, and its channels."""
+    equation = node.equations[0]
+    contract, batched = equation.params["dimension_numbers"]
+    signal = 1 - side
+    shape = ctx.shape(equation.inputs[signal])  # type: ignore[arg-type]
+    weight_shape = ctx.shape(equation.inputs[side])  # type: ignore[arg-type]
+    roles = states[0].axes
+    if any(roles[a] != "c" for a in contract[signal]):
+        raise NoSoundRule("weights contracted with positions or examples")
+    if any(roles[a] != "c" for a in batched[signal]):
+        raise NoSoundRule("weights that differ by position")
+    n_batched = len(batched[signal])
+    kept = [a for a in range(len(shape)) if a not in (*contract[signal], *batched[signal])]
+    free = len(weight_shape) - len(contract[side]) - n_batched
+    mine = tuple(roles[a] for a in kept)
+    if any(r == "c" for r in mine):
+        raise NoSoundRule("channels that are not contracted share the weight")
+    out = ("c",) * n_batched + (
+        mine + ("c",) * free if side == 1 else ("c",) * free + mine
+    )
+    fan = int(np.prod([shape[a] for a in contract[signal]]))
+    dims = ctx.shape(node.output)
+    channels = int(np.prod([n for n, r in zip(dims, out, strict=True) if r == "c"]))
+    return fan, out, channels

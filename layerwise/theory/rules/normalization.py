@@ -1,0 +1,240 @@
+r"""Batch, layer, group, instance and RMS normalization.
+
+The statistics are those of a set of N entries: C_g independent channels at S positions
+(of one example, or of the batch). With K the kernel of one channel, centred over the
+set, the variance has mean :math:`\operatorname{tr} K_c / N` and the degrees of freedom
+
+.. math:: \nu = C_g (\operatorname{tr} K_c)^2 / \operatorname{tr} K_c^2
+
+(Satterthwaite), whence :math:`E[1/\hat v] = \nu/(\nu - 2) / E \hat v`. Forward the result
+has second moment v/(v + eps) by construction; backward the mean and the direction of
+the result are projected out of the cotangent, and what is left is divided by the root
+of the variance. Approximate: error O(1/nu); refused for nu < 6.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from layerwise.theory import lags as lagging
+from layerwise.theory.context import Node, RuleContext
+from layerwise.theory.normalization import Normalization
+from layerwise.theory.registry import NoSoundRule, rule
+from layerwise.theory.rules.elementwise import fit_parts, worst
+from layerwise.theory.state import Field, Grade, State
+
+
+@dataclasses.dataclass(frozen=True)
+class Extent:
+    """What one statistic is taken over.
+
+    Attributes:
+        examples: Number of examples (1 unless batch normalization).
+        positions: Whether over all positions, or at each by itself.
+        channels: Number of channels (1 unless layer or group normalization).
+    """
+
+    examples: int
+    positions: bool
+    channels: int
+
+
+def _extent(ctx: RuleContext, node: Node, state: State) -> Extent:
+    found: Normalization = node.data
+    roles = [state.axes[a] for a in found.axes]
+    spatial = state.axes.count("s")
+    over = roles.count("s")
+    if over not in (0, spatial):
+        raise NoSoundRule("a normalization over some spatial axes only")
+    channels = state.channels // found.groups if "c" in roles else 1
+    examples = ctx.batch if "b" in roles else 1
+    return Extent(examples, bool(over) or not spatial, channels)
+
+
+def _row_sums(table: np.ndarray, field: Field, extent: Extent) -> np.ndarray:
+    """Sum of the pair table over the partners within one channel's set."""
+    if not extent.positions:
+        return table[(0, *(v.index(0) for v in field.lags))]
+    if field.rank:
+        sums = lagging.row_sums(table, field.lags, field.combs)
+    else:
+        sums = table
+    total = sums[0]
+    if extent.examples > 1:
+        total = total + (extent.examples - 1) * sums[1]
+    return total
+
+
+def _centre(
+    field: Field, table: np.ndarray, extent: Extent, cross: np.ndarray | None
+) -> np.ndarray:
+    """Returns the table centred over the set; `cross` is that of two channels."""
+    entries = extent.examples * (math.prod(field.sizes) if extent.positions else 1)
+    rows = np.asarray(_row_sums(table, field, extent)) / (entries * extent.channels)
+    if extent.channels > 1 and cross is not None:
+        others = _row_sums(cross, field, extent) / entries
+        rows = rows + (1 - 1 / extent.channels) * others
+    if extent.positions:
+        total = np.mean(rows)
+        out = table - rows - lagging.shifted(rows, field.lags) + total
+    else:
+        # Each position has a mean of its own, shared by the channels there.
+        shared = table / extent.channels
+        if cross is not None:
+            shared = shared + (1 - 1 / extent.channels) * cross
+        out = table - shared
+    return out * lagging.inside(field.lags, field.sizes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Statistics:
+    centred: np.ndarray
+    variance: np.ndarray
+    freedom: float
+
+
+def _statistics(
+    ctx: RuleContext, found: Normalization, extent: Extent, field: Field
+) -> _Statistics:
+    table = field.table
+    product = field.mean * lagging.shifted(field.mean, field.lags)
+    cross = np.broadcast_to(product, table.shape)
+    centred = table
+    if found.centred:
+        centred = _centre(field, table, extent, cross)
+    at = (0, *(v.index(0) for v in field.lags))
+    diagonal = np.maximum(centred[at], 0.0)
+    if not extent.positions:
+        freedom = float(extent.channels - found.centred)
+        return _Statistics(centred, diagonal, freedom)
+    entries = extent.examples * math.prod(field.sizes)
+    squares = float(np.sum(_row_sums(centred**2, field.replace(), extent)))
+    trace = float(np.sum(diagonal)) * extent.examples
+    squares *= extent.examples
+    freedom = extent.channels * trace**2 / max(squares, 1e-300)
+    variance = np.full(field.sizes, trace / entries)
+    return _Statistics(centred, variance, freedom)
+
+
+@rule("normalization", family="normalization")
+class Normalize:
+    """Batch, layer, group, instance, RMS normalization, recognized by evaluation."""
+
+    @staticmethod
+    def forward(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
+        """Second moment by construction, pairs by concentration of the variance."""
+        (state,) = states
+        found: Normalization = node.data
+        extent = _extent(ctx, node, state)
+        fields = state.parts
+        if extent.channels > 1 and len(fields) > 1:
+            if found.groups > 1:
+                raise NoSoundRule("groups of unlike channels")
+            fields = ((state.channels, state.average()),)
+        parts = []
+        for n, f in fields:
+            stats = _statistics(ctx, found, extent, f)
+            _check(stats)
+            parts.append((n, _normalized(found, f, stats)))
+        return dataclasses.replace(
+            state,
+            parts=tuple(parts),
+            grade=worst(state.grade, Grade.APPROXIMATE),
+            mean_grade=worst(state.mean_grade, Grade.APPROXIMATE),
+            terms=(),
+        )
+
+    @staticmethod
+    def backward(
+        ctx: RuleContext,
+        node: Node,
+        states: Sequence[State],
+        out: State,
+        cotangent: State,
+    ) -> Sequence[State | None]:
+        """Projects, and divides by the root of the variance."""
+        (state,) = states
+        found: Normalization = node.data
+        extent = _extent(ctx, node, state)
+        fields = state.parts
+        if extent.channels > 1 and len(fields) > 1:
+            fields = ((state.channels, state.average()),)
+        parts = []
+        fitted = fit_parts(cotangent, out)
+        for (n, f), (_, y), (_, ct) in zip(fields, out.parts, fitted.parts, strict=True):
+            stats = _statistics(ctx, found, extent, f)
+            parts.append((n, _pulled(found, extent, f, y, ct, stats)))
+        got = dataclasses.replace(
+            cotangent,
+            parts=tuple(parts),
+            grade=worst(cotangent.grade, state.grade, Grade.APPROXIMATE),
+            sources=cotangent.sources | state.sources,
+        )
+        return [fit_parts(got, state)]
+
+
+def _check(stats: _Statistics) -> None:
+    if stats.freedom < 6 or not np.all(stats.variance > 0):
+        raise NoSoundRule(
+            f"a normalization over {stats.freedom:.1f} effective degrees of freedom"
+        )
+
+
+def _normalized(found: Normalization, f: Field, stats: _Statistics) -> Field:
+    with np.errstate(over="ignore", under="ignore"):
+        epsilon = found.epsilon * float(np.exp(-f.log_scale))
+    root = np.sqrt(stats.variance + epsilon)
+    table = stats.centred / (root * _or_one(lagging.shifted(root, f.lags)))
+    table = table * found.scale**2
+    mean = np.zeros(f.sizes)
+    if not found.centred:
+        mean = f.mean / root * found.scale
+    if found.offset:
+        table = table + found.offset * (mean + lagging.shifted(mean, f.lags))
+        table = (table + found.offset**2) * lagging.inside(f.lags, f.sizes)
+        mean = mean + found.offset
+    return Field(
+        mean, table, f.lags, 0.0, shape=f.shape, symmetric=f.symmetric and not found.offset
+    )
+
+
+def _or_one(x: np.ndarray) -> np.ndarray:
+    return np.where(x > 0, x, 1.0)
+
+
+def _pulled(
+    found: Normalization,
+    extent: Extent,
+    f: Field,
+    y: Field,
+    ct: Field,
+    stats: _Statistics,
+) -> Field:
+    """Returns the cotangent's table at x."""
+    with np.errstate(over="ignore", under="ignore"):
+        epsilon = found.epsilon * float(np.exp(-f.log_scale))
+    normal = y.table / found.scale**2
+    table = ct.table
+    centred = _centre(f, table, extent, None) if found.centred else table
+    entries = extent.examples * (math.prod(f.sizes) if extent.positions else 1)
+    joint = table * normal if ct.joint is None or found.offset else (
+        ct.joint / found.scale**2
+    )
+    # Mean over the set of ct * x_hat, squared, in expectation: E[a^2].
+    rows = _row_sums(joint, f, extent) / (entries * extent.channels)
+    overlap = np.mean(rows) if extent.positions else rows
+    shrink = stats.variance / (stats.variance + epsilon)
+    if extent.positions:
+        projected = centred - overlap * normal * (2 - shrink.mean())
+    else:
+        far = lagging.shifted(np.asarray(overlap), f.lags)
+        projected = centred - np.sqrt(np.maximum(overlap * far, 0.0)) * normal
+    ratio = stats.freedom / (stats.freedom - 2.0)
+    boost = 1.0 + (ratio - 1.0) * np.mean(shrink)
+    root = np.sqrt((stats.variance + epsilon) / boost)
+    table = projected * found.scale**2 / (root * _or_one(lagging.shifted(root, f.lags)))
+    return Field(
+        np.zeros(f.sizes), table, f.lags, ct.log_scale - f.log_scale, symmetric=True
+    ).normalized()

@@ -1,0 +1,329 @@
+"""Max pooling: overlapping, padded, of correlated entries, forward and backward.
+
+Forward, the window's maximum is integrated over the joint normal law of its entries at
+their correlations (`layerwise.theory.window`), averaged over the map; each position is
+scaled by its own window's second moment, and windows cut by padding have constants of
+their own. Backward, each entry of a window is the maximum equally often (exact for
+independent entries, border included), and is active, together with the activation in
+front, as often as a maximum is.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import ndtri
+
+from layerwise.moments.activations import cached_float64
+from layerwise.theory import lags as lagging, marginal
+from layerwise.theory.context import Node, RuleContext
+from layerwise.theory.registry import NoSoundRule, rule
+from layerwise.theory.rules.elementwise import fit_parts, worst
+from layerwise.theory.rules.shape import expand, map_axis, squeeze
+from layerwise.theory.state import Field, Grade, State
+from layerwise.theory.window import Window
+from layerwise.tracing.connections import Axis
+
+
+MAX_WINDOW = 100
+
+
+def _axes(ctx: RuleContext, node: Node, state: State) -> tuple[list[Axis], list[int]]:
+    """Returns the window along each spatial axis, and the array axes dropped after."""
+    p, shape = node.equations[0].params, ctx.shape(node.inputs[0])
+    spatial = [a for a, r in enumerate(state.axes) if r == "s"]
+    if node.name == "reduce_max":
+        if any(state.axes[a] != "s" for a in p["axes"]):
+            raise NoSoundRule("a maximum over examples or channels")
+        axes = [Axis(shape[a], shape[a] if a in p["axes"] else 1) for a in spatial]
+        return axes, sorted(p["axes"])
+    for a, k in enumerate(p["window_dimensions"]):
+        if a not in spatial and k != 1:
+            raise NoSoundRule("a window over examples or channels")
+    if any(v != 1 for v in p["base_dilation"]):
+        raise NoSoundRule("pooling of a dilated map")
+    return [
+        Axis(
+            shape[a],
+            p["window_dimensions"][a],
+            p["window_strides"][a],
+            tuple(p["padding"][a]),
+            p["window_dilation"][a],
+        )
+        for a in spatial
+    ], []
+
+
+def _reach(axis: Axis) -> np.ndarray:
+    """``(output, input)``: whether the window holds the entry."""
+    m = np.zeros((axis.n_outputs, axis.size))
+    o, t = np.nonzero(axis.sources >= 0)
+    m[o, axis.sources[o, t]] = 1.0
+    return m
+
+
+def _along(values: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
+    for a, m in enumerate(matrices):
+        values = np.moveaxis(np.tensordot(values, m, (a, 1)), -1, a)
+    return values
+
+
+class _Pool:
+    """One field's pooling."""
+
+    def __init__(self, ctx: RuleContext, field: Field, axes: Sequence[Axis]):
+        self.ctx, self.field, self.axes = ctx, field, axes
+        self.reach = [_reach(a) for a in axes]
+        self.counts = _along(np.ones(field.sizes), self.reach)
+        if not np.all(self.counts > 0):
+            raise NoSoundRule("a window of padding alone")
+        taps = [[t * a.kernel_dilation for t in range(a.taps)] for a in axes]
+        self.offsets = list(itertools.product(*taps))
+        if len(self.offsets) > MAX_WINDOW:
+            raise NoSoundRule(f"a window of {len(self.offsets)} entries")
+        if ctx.level == lagging.NONE:
+            raise NoSoundRule("pooling without pairs")
+        self.rho = marginal.latent_correlation(field)
+        self.inside = lagging.inside(field.lags, field.sizes)
+        second, mean = field.second.mean(), field.mean.mean()
+        self.base = float(second)
+        if not self.base > 0:
+            raise NoSoundRule("pooling of zeros")
+        sd = math.sqrt(max(self.base - float(mean) ** 2, 0.0))
+        self.window = Window(
+            self.offsets,
+            lambda lag: self.average(0, lag),
+            float(mean),
+            sd,
+            field.shape,
+        )
+
+    @functools.cached_property
+    def averages(self) -> np.ndarray:
+        """``(class, *lags)``: mean correlation at each held lag, over the map."""
+        over = tuple(range(-len(self.axes), 0)) if self.axes else ()
+        total = (self.rho * self.inside).sum(axis=over)
+        return total / np.maximum(self.inside.sum(axis=over), 1)
+
+    def average(self, which: int, lag: tuple[int, ...]) -> float:
+        """Mean correlation at any lag, interpolated between those held."""
+        if which == 0 and not any(lag):
+            return 1.0
+        values = self.averages[which]
+        for a, held in enumerate(self.field.lags):
+            if lag[a] % self.field.combs[a]:
+                return 0.0
+            at = np.array(held, float)
+            i = int(np.clip(np.searchsorted(at, lag[a], side="right") - 1, 0, len(at) - 1))
+            j = min(i + 1, len(at) - 1)
+            w = 0.0 if j == i else (lag[a] - at[i]) / (at[j] - at[i])
+            values = (1 - w) * values[i] + w * values[j]
+        return float(values)
+
+    def kept(self) -> dict[tuple[bool, ...], np.ndarray]:
+        """Which entries of the window exist -> mask of the outputs where that is so."""
+        per_axis = [a.sources >= 0 for a in self.axes]
+        kinds = []
+        for rows in per_axis:
+            unique, back = np.unique(rows, axis=0, return_inverse=True)
+            kinds.append([(u, back.ravel() == i) for i, u in enumerate(unique)])
+        found = {}
+        for choice in itertools.product(*kinds):
+            keep = choice[0][0] if choice else np.ones(1, bool)
+            mask = choice[0][1] if choice else np.ones(1, bool)
+            for u, m in choice[1:]:
+                keep, mask = np.multiply.outer(keep, u), np.multiply.outer(mask, m)
+            found[tuple(bool(v) for v in np.ravel(keep))] = mask
+        return found
+
+    def per_output(self, function: object) -> np.ndarray:
+        """Returns E[function(z of the maximum)] at every output."""
+        assert callable(function)
+        out = np.zeros(self.counts.shape)
+        for keep, mask in self.kept().items():
+            out[mask] = self.window.expect(function, np.array(keep))
+        return out
+
+    def forward(self) -> Field:
+        law = self.window.law
+        second_factor = self.per_output(lambda z: law(z) ** 2) / self.base
+        mean_factor = self.per_output(law) / math.sqrt(self.base)
+        local = _along(self.field.second, self.reach) / self.counts
+        second, root = second_factor * local, np.sqrt(local)
+        mean = mean_factor * root
+        lags = tuple(lagging.lag_values(a.n_outputs, self.ctx.level) for a in self.axes)
+        covariance = self._covariances(lags)
+        # Border windows: covariances in proportion to their standard deviations.
+        spread = np.sqrt(np.maximum(second - mean**2, 0.0))
+        full = np.array([True] * self.window.count)
+        typical = self.window.expect(lambda z: law(z) ** 2, full)
+        typical -= self.window.expect(law, full) ** 2
+        lead = covariance.reshape(covariance.shape + (1,) * len(lags))
+        table = lead / max(typical, 1e-300) * spread * lagging.shifted(spread, lags)
+        table = table + mean * lagging.shifted(mean, lags)
+        table = table * lagging.inside(lags, second.shape)
+        table[(0, *(v.index(0) for v in lags))] = second
+        z = marginal.nodes()
+        u = np.clip(np.cumsum(marginal.weights()), 1e-12, 1 - 1e-12)
+        # The maximum's law: that of independent entries, at the effective number.
+        shape = marginal.standardize(law(ndtri(u ** (1 / self.window.count))) + 0 * z)
+        return Field(mean, table, lags, self.field.log_scale, shape)
+
+    def _covariances(self, lags: tuple[tuple[int, ...], ...]) -> np.ndarray:
+        """``(class, *lags)``: covariance of two windows' maxima."""
+        out = np.zeros((len(self.field.table), *map(len, lags)))
+        strides = [a.stride for a in self.axes]
+        span = [(a.taps - 1) * a.kernel_dilation for a in self.axes]
+        for which in range(len(out)):
+            for index in itertools.product(*(range(len(v)) for v in lags)):
+                lag = tuple(v[i] * s for v, i, s in zip(lags, index, strides, strict=True))
+                if which == 0 and not any(lag):
+                    continue
+                close = all(abs(d) <= s + 1 for d, s in zip(lag, span, strict=True))
+                if which == 0 and close:
+                    value = self.window.near(max(lag, tuple(-d for d in lag)))
+                else:
+                    common = self._common(which, lag)
+                    value = float(self.window.far(np.array(max(common, 0.0))))
+                out[(which, *index)] = value
+        return out
+
+    def _common(self, which: int, lag: tuple[int, ...]) -> float:
+        corners = {tuple(d + e for d, e in zip(lag, o, strict=True)) for o in self._differences}
+        inside = [
+            c
+            for c in corners
+            if all(abs(v) < n for v, n in zip(c, self.field.sizes, strict=True))
+        ]
+        return float(np.mean([self.average(which, c) for c in inside] or [0.0]))
+
+    @property
+    def _differences(self) -> list[tuple[int, ...]]:
+        """The differences of offsets that an average over pairs is taken over."""
+        ends = [{-(a.taps - 1), 0, a.taps - 1} for a in self.axes]
+        return list(itertools.product(*(sorted(e) for e in ends)))
+
+
+@rule("reduce_window_max", "reduce_max", family="pooling")
+class MaxPool:
+    """Max pooling over positions, overlap and padding included."""
+
+    @staticmethod
+    def forward(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
+        """Exact for independent entries; near 0.5 % for correlated normal ones."""
+        (state,) = states
+        axes, dropped = _axes(ctx, node, state)
+        parts = []
+        for n, f in state.parts:
+            got = _Pool(ctx, f, axes).forward()
+            for a in sorted(dropped, reverse=True):
+                got = squeeze(got, sum(r == "s" for r in state.axes[:a]))
+            parts.append((n, got.normalized()))
+        return dataclasses.replace(
+            state,
+            axes=tuple(r for a, r in enumerate(state.axes) if a not in dropped),
+            parts=tuple(parts),
+            grade=worst(state.grade, Grade.APPROXIMATE),
+            mean_grade=worst(state.grade, Grade.APPROXIMATE),
+            terms=(),
+        )
+
+    @staticmethod
+    def backward(
+        ctx: RuleContext,
+        node: Node,
+        states: Sequence[State],
+        out: State,
+        cotangent: State,
+    ) -> Sequence[State | None]:
+        """Each window hands its cotangent to its maximum."""
+        (state,) = states
+        axes, dropped = _axes(ctx, node, state)
+        before = ctx.producer(node.inputs[0])
+        parts = []
+        fitted = fit_parts(cotangent, out)
+        for i, ((n, f), (_, ct)) in enumerate(zip(state.parts, fitted.parts, strict=True)):
+            for a in dropped:
+                ct = expand(ct, sum(r == "s" for r in state.axes[:a]))
+            pool = _Pool(ctx, f, axes)
+            got = _scatter(pool, ct, 1.0 / pool.counts)
+            if before is not None and before.name == "pointwise":
+                slope = cached_float64(before.data)[1]
+                source = ctx.state_of(before.inputs[0]).parts[i][1]
+                active = pool.per_output(_squared_slope(slope, source))
+                through = _scatter(pool, ct, active / pool.counts)
+                got = got.replace(through=through.rescaled(got.log_scale).table)
+            parts.append((n, got))
+        return [
+            dataclasses.replace(
+                cotangent,
+                axes=state.axes,
+                parts=tuple(parts),
+                grade=worst(cotangent.grade, Grade.APPROXIMATE),
+            )
+        ]
+
+
+def _squared_slope(slope: object, source: Field) -> object:
+    assert callable(slope)
+    with np.errstate(over="ignore", under="ignore"):
+        unit = float(np.exp(0.5 * source.log_scale))
+    mean = float(source.mean.mean()) * unit
+    var = float(np.mean(source.second - source.mean**2))
+    sd = math.sqrt(max(var, 0.0)) * unit
+    nodes, shape = marginal.nodes(), source.shape
+
+    def function(z: np.ndarray) -> np.ndarray:
+        x = z if shape is None else np.interp(z, nodes, shape)
+        return np.square(slope(mean + sd * x))
+
+    return function
+
+
+def _scatter(pool: _Pool, ct: Field, share: np.ndarray) -> Field:
+    """Returns the cotangent at the entries; `share`: E[1{entry is the maximum} ...].
+
+    Two windows' cotangents that meet in one entry add up as the pair table has them.
+    """
+    ctx, axes = pool.ctx, pool.axes
+    back = [m.T for m in pool.reach]
+    second = _along(ct.second * share, back)
+    sizes = pool.field.sizes
+    lags = tuple(lagging.lag_values(n, ctx.level) for n in sizes)
+    # Pairs of different windows: both maxima, taken for independent choices.
+    pair = ct.table * share * lagging.shifted(share, ct.lags)
+    pair[(0, *(v.index(0) for v in ct.lags))] = 0.0
+    table = np.zeros((len(ct.table), *map(len, lags), *sizes))
+    zero = (0, *(v.index(0) for v in lags))
+    if np.any(pair) and not ctx.single_back:
+        field = Field(np.zeros(ct.sizes), pair, ct.lags, 0.0, comb=ct.comb)
+        for a in range(len(axes)):
+            field = map_axis(ctx, field, a, back[a])
+        table = field.table
+    elif np.any(pair):
+        table[zero] = _meeting(pool, pair[0], ct.lags)
+    table[zero] += second
+    return Field(np.zeros(sizes), table, lags, ct.log_scale, symmetric=True)
+
+
+def _meeting(
+    pool: _Pool, pair: np.ndarray, lags: tuple[tuple[int, ...], ...]
+) -> np.ndarray:
+    """What pairs of windows that share an entry bring to its second moment."""
+    out = np.zeros(pool.field.sizes)
+    for index in itertools.product(*(range(len(v)) for v in lags)):
+        both = []
+        for a, i in enumerate(index):
+            reach, lag = pool.reach[a], lags[a][i]
+            n = len(reach)
+            other = np.zeros_like(reach)
+            low, high = max(0, -lag), min(n, n - lag)
+            if low < high:
+                other[low:high] = reach[low + lag : high + lag]
+            both.append((reach * other).T)
+        if all(m.any() for m in both):
+            out += _along(pair[index], both)
+    return out

@@ -1,0 +1,119 @@
+"""The fallback: moments of a value, measured on networks drawn from the law.
+
+Where no rule is sound the program itself is run on a few dozen networks, forward and
+backward, and the moments of the value in question (with its pairs and its marginal law)
+are taken from what comes out. Everything that depends on it is graded `measured`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from layerwise.theory import data, marginal
+from layerwise.theory.context import RuleContext
+from layerwise.theory.state import Field, Grade, State, mix
+from layerwise.tracing.graph import evaluate
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampler:
+    """Runs the model on drawn networks.
+
+    Attributes:
+        ctx: The context.
+        inputs: The data inputs.
+        draws: Number of networks.
+        seed: Seed of their keys.
+    """
+
+    ctx: RuleContext
+    inputs: Sequence[Any]
+    draws: int = 48
+    seed: int = 11
+
+    def _args(self, key: jax.Array) -> list[Any]:
+        return [*jax.tree.leaves(self.ctx.law.draw(key)), *self.inputs]
+
+    def forward(self, values: Sequence[int], label: dict[int, str]) -> dict[int, State]:
+        """Returns the states of some values."""
+        graph = self.ctx.traced.graph
+
+        @jax.jit
+        def run(key: jax.Array) -> dict[int, jax.Array]:
+            seen: dict[int, jax.Array] = {}
+
+            def on_value(value: int, x: Any) -> Any:
+                if value in values:
+                    seen[value] = x
+                return x
+
+            evaluate(graph, self._args(key), on_value=on_value)
+            return seen
+
+        return self._collect(run, values, label)
+
+    def backward(self, values: Sequence[int], label: dict[int, str]) -> dict[int, State]:
+        """Returns the states of the cotangents of some values."""
+        graph = self.ctx.traced.graph
+        avals = graph.avals
+
+        @jax.jit
+        def run(key: jax.Array) -> dict[int, jax.Array]:
+            args = self._args(jax.random.fold_in(key, 0))
+
+            def loss(shifts: dict[int, jax.Array]) -> jax.Array:
+                def on_value(value: int, x: Any) -> Any:
+                    return x + shifts[value] if value in shifts else x
+
+                outputs = evaluate(graph, args, on_value=on_value)
+                total = jnp.zeros((), jnp.float32)
+                for i, y in enumerate(outputs):
+                    if jnp.issubdtype(y.dtype, jnp.floating):
+                        sign = jax.random.rademacher(
+                            jax.random.fold_in(key, i + 1), y.shape, y.dtype
+                        )
+                        total += jnp.sum(sign * y, dtype=jnp.float32)
+                return total
+
+            zero = {v: jnp.zeros(avals[v].shape, avals[v].dtype) for v in values}
+            return jax.grad(loss)(zero)
+
+        return self._collect(run, values, label)
+
+    def _collect(
+        self, run: Any, values: Sequence[int], label: dict[int, str]
+    ) -> dict[int, State]:
+        fields: dict[int, list[Field]] = {v: [] for v in values}
+        entries: dict[int, list[np.ndarray]] = {v: [] for v in values}
+        for key in jax.random.split(jax.random.key(self.seed), self.draws):
+            for v, x in run(key).items():
+                array = np.asarray(x, np.float64)
+                state = data.of_array(self.ctx, array)
+                fields[v].append(state.average())
+                flat = array.ravel()
+                entries[v].append(flat[:: max(1, flat.size // 4096)])
+        found = {}
+        for v in values:
+            shape = self.ctx.shape(v)
+            axes = data.roles(shape, self.ctx.batch)
+            pooled = np.sort(np.concatenate(entries[v]))
+            field = mix(fields[v], [1 / self.draws] * self.draws)
+            law = None
+            if pooled[0] != pooled[-1]:
+                mass = np.cumsum(marginal.weights()) - 0.5 * marginal.weights()
+                grid = (np.arange(pooled.size) + 0.5) / pooled.size
+                law = marginal.standardize(np.interp(mass, grid, pooled))
+            channels = shape[axes.index("c")] if "c" in axes else 1
+            found[v] = State(
+                axes,
+                ((channels, field.replace(shape=law)),),
+                Grade.MEASURED,
+                Grade.MEASURED,
+                frozenset([label[v]]),
+                frozenset([v]),
+            )
+        return found

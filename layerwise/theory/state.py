@@ -1,0 +1,212 @@
+"""What the interpreter carries along an edge: moments, not arrays.
+
+A value of the program is a `State`: which of its axes are examples, positions and
+channels, and for each run of alike channels a `Field`. A field holds the mean at every
+position and the table of pair moments (`layerwise.theory.lags`), averaged over examples
+and over its channels, with the scale kept apart as a logarithm so that values down to
+1e-300 and up to 1e300 stay right.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Sequence
+
+import numpy as np
+
+from layerwise.theory import lags as lagging
+
+
+class Grade(enum.IntEnum):
+    """How a number was come by; what depends on several has the worst of theirs."""
+
+    EXACT = 0
+    APPROXIMATE = 1
+    MEASURED = 2
+
+    @property
+    def label(self) -> str:
+        """The grade in lower case."""
+        return self.name.lower()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Field:
+    """Moments of one run of alike channels.
+
+    Attributes:
+        mean: ``(*positions,)``, times ``exp(-log_scale / 2)``.
+        table: ``(class, *lags, *positions)`` raw second moments of pairs, times
+            ``exp(-log_scale)``. Class 1 (two examples) is absent where not needed.
+        lags: The lags held, per axis.
+        log_scale: Logarithm of the factor taken out.
+        shape: Standardized marginal law as a non-decreasing function of a standard
+            normal, on the nodes of `layerwise.theory.marginal`; None is normal.
+        symmetric: Whether the law is that of its negative (fresh zero-mean weights).
+        comb: Per axis: pairs at lags that are no multiple of it are uncorrelated.
+        joint: Cotangents only: ``E[ct ct' x x']`` with the values x where they stand,
+            as a table like `table`; None where they are independent of each other.
+        through: Cotangents only: the table behind the activation that made the value,
+            where whatever chose the cotangent looked at the value (max pooling).
+    """
+
+    mean: np.ndarray
+    table: np.ndarray
+    lags: tuple[tuple[int, ...], ...]
+    log_scale: float = 0.0
+    shape: np.ndarray | None = None
+    symmetric: bool = False
+    comb: tuple[int, ...] = ()
+    joint: np.ndarray | None = None
+    through: np.ndarray | None = None
+
+    @property
+    def rank(self) -> int:
+        """Number of spatial axes."""
+        return len(self.lags)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Positions per axis."""
+        return self.mean.shape
+
+    @property
+    def combs(self) -> tuple[int, ...]:
+        """The comb, filled in."""
+        return self.comb or (1,) * self.rank
+
+    @property
+    def second(self) -> np.ndarray:
+        """``(*positions,)``: scaled second moments."""
+        return self.table[(0, *(v.index(0) for v in self.lags))]
+
+    def single(self) -> "Field":
+        """Returns the field with single positions only, pairs forgotten."""
+        at = tuple(slice(v.index(0), v.index(0) + 1) for v in self.lags)
+
+        def cut(x: np.ndarray | None) -> np.ndarray | None:
+            return None if x is None else x[(slice(None), *at)]
+
+        return self.replace(
+            table=self.table[(slice(None), *at)],
+            lags=((0,),) * self.rank,
+            joint=cut(self.joint),
+            through=cut(self.through),
+        )
+
+    def replace(self, **changes: object) -> "Field":
+        """Returns a copy with changes."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    def scaled(self, factor: float) -> "Field":
+        """Returns the field of the value times a constant of square `factor` > 0."""
+        return self.replace(log_scale=self.log_scale + float(np.log(factor)))
+
+    def scaled_safe(self, factor: float) -> "Field":
+        """`scaled`, where the factor may be zero (weights initialized at zero)."""
+        if factor > 0.0:
+            return self.scaled(factor)
+        return self.replace(
+            mean=0.0 * self.mean, table=0.0 * self.table, log_scale=0.0, joint=None
+        )
+
+    def normalized(self) -> "Field":
+        """Returns the same field with the largest second moment taken into the scale."""
+        top = float(np.max(self.second, initial=0.0))
+        if not 0.0 < top < np.inf or 1e-3 < top < 1e3:
+            return self
+        return self.rescaled(self.log_scale + float(np.log(top)))
+
+    def rescaled(self, log_scale: float) -> "Field":
+        """Returns the same field at another scale."""
+        factor = float(np.exp(np.clip(self.log_scale - log_scale, -700, 700)))
+        if factor == 1.0:
+            return self.replace(log_scale=log_scale)
+        return self.replace(
+            mean=self.mean * np.sqrt(factor),
+            table=self.table * factor,
+            log_scale=log_scale,
+            joint=None if self.joint is None else self.joint * factor,
+            through=None if self.through is None else self.through * factor,
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class State:
+    """Moments of one value.
+
+    Attributes:
+        axes: Role of each array axis: "b" example, "s" position, "c" channel.
+        parts: (channels, field), in the order of the channels.
+        mean_grade: How the mean was come by.
+        grade: How the second moment was come by.
+        sources: Sampled equations that this depends on.
+        roots: Random roots that it is a function of, weights of its own left out:
+            values with disjoint roots are independent in a wide network.
+        terms: The value as a sum of others, ``(value, coefficient)``.
+    """
+
+    axes: tuple[str, ...]
+    parts: tuple[tuple[int, Field], ...]
+    mean_grade: Grade = Grade.EXACT
+    grade: Grade = Grade.EXACT
+    sources: frozenset[str] = frozenset()
+    roots: frozenset[int] = frozenset()
+    terms: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of all parts."""
+        return sum(n for n, _ in self.parts)
+
+    def average(self) -> Field:
+        """Returns the field averaged over all channels."""
+        if len(self.parts) == 1:
+            return self.parts[0][1]
+        return mix([f for _, f in self.parts], [n / self.channels for n, _ in self.parts])
+
+    def moments(self) -> tuple[float, float, float]:
+        """Returns (mean, log E[x^2], E[x^2]) over everything; -inf for zero."""
+        field = self.average()
+        second = float(np.mean(field.second))
+        with np.errstate(divide="ignore", over="ignore", under="ignore"):
+            log = float(np.log(second)) + field.log_scale
+            mean = float(np.mean(field.mean)) * float(np.exp(0.5 * field.log_scale))
+            return mean, log, float(np.exp(log))
+
+    def map(self, function: object, **changes: object) -> "State":
+        """Returns the state with `function` applied to every part's field."""
+        assert callable(function)
+        parts = tuple((n, function(f)) for n, f in self.parts)
+        return dataclasses.replace(self, parts=parts, **changes)  # type: ignore[arg-type]
+
+
+def mix(fields: Sequence[Field], weights: Sequence[float]) -> Field:
+    """Returns the average of fields, weighted: what a channel taken at random has."""
+    live = [(f, w) for f, w in zip(fields, weights, strict=True) if w > 0]
+    scale = max(f.log_scale for f, _ in live)
+    at = [(f.rescaled(scale), w) for f, w in live]
+    first = at[0][0]
+    comb = tuple(int(np.gcd.reduce([f.combs[a] for f, _ in at])) for a in range(first.rank))
+    joint = None
+    if any(f.joint is not None for f, _ in at):
+        joint = sum(w * (f.table if f.joint is None else f.joint) for f, w in at)
+    return Field(
+        mean=np.asarray(sum(w * f.mean for f, w in at)),
+        table=np.asarray(sum(w * f.table for f, w in at)),
+        lags=first.lags,
+        log_scale=scale,
+        shape=first.shape if len(at) == 1 else None,
+        symmetric=all(f.symmetric for f, _ in at),
+        comb=comb,
+        joint=None if joint is None else np.asarray(joint),
+    )
+
+
+def white(
+    sizes: tuple[int, ...], classes: int, second: np.ndarray, level: int
+) -> Field:
+    """Returns the field of independent zero-mean entries of given second moments."""
+    lags = tuple(lagging.lag_values(n, level) for n in sizes)
+    table = np.zeros((classes, *map(len, lags), *sizes))
+    table[(0, *(v.index(0) for v in lags))] = second
+    return Field(np.zeros(sizes), table, lags, symmetric=True)
