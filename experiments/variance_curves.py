@@ -65,6 +65,15 @@ def parse_scheme(text: str) -> tuple[str, float | None]:
         ) from None
 
 
+def check(config: ConfigDict) -> None:
+    """Raises what is wrong with the configuration, before any work is done."""
+    model = lw.zoo.create(config.model, **config.model_args.to_dict())
+    inputs = make_inputs(config, model.input_shape)
+    for text in config.schemes:
+        scheme, cap = parse_scheme(text)
+        lw.scheme_law(model, inputs, scheme, cap=cap)
+
+
 def measure_all(config: ConfigDict) -> dict[str, lw.VarianceReport]:
     """Returns a report for each scheme of the configuration.
 
@@ -74,8 +83,6 @@ def measure_all(config: ConfigDict) -> dict[str, lw.VarianceReport]:
     model = lw.zoo.create(config.model, **config.model_args.to_dict())
     inputs = make_inputs(config, model.input_shape)
     schemes = [(text, *parse_scheme(text)) for text in config.schemes]
-    for _, scheme, cap in schemes:  # all errors before any work
-        lw.scheme_law(model, inputs, scheme, cap=cap)
     reports: dict[str, lw.VarianceReport] = {}
     total = config.draws * len(schemes)
     with tqdm(total=total, unit="network", desc="measuring") as bar:
@@ -162,6 +169,7 @@ def _factor(
 
 def run(config: ConfigDict, workdir: str) -> pd.DataFrame:
     """Runs the experiment and returns the tidy table that it also writes."""
+    check(config)
     folder = open_workdir(workdir, config)
     reports = measure_all(config)
     console = Console(width=150)

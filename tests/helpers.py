@@ -1,5 +1,8 @@
 """What several tests share. Import as `from helpers import ...`."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 
 
@@ -29,3 +32,9 @@ def assert_mean_close(samples, expected, *, n_sigma=5.0, bias=0.0):
         f"{(gap - bias) / max(sem, np.finfo(float).tiny):.1f} standard errors apart "
         f"(standard error {sem:.3g}, allowed bias {bias:.3g})"
     )
+
+
+F34_REFERENCE = json.loads(
+    (Path(__file__).parent / "data" / "f34_recursion.json").read_text()
+)
+"""F34 at 224x224 by an independent implementation; the file says which."""

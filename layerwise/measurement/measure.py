@@ -14,13 +14,12 @@ from layerwise.measurement.result import Measurement, Site, from_ensemble
 from layerwise.measurement.taps import TappedModel
 from layerwise.tracing import TracedModel, trace
 from layerwise.tracing.model import (
-    ModelFunction,
-    abstract_params,
     as_function,
     check_inputs,
     check_params,
     complete,
     default_inputs,
+    own_params,
 )
 from layerwise.types import PyTree
 
@@ -99,20 +98,19 @@ def measure(
         inputs = default_inputs(function, jax.random.fold_in(key, 2**31 - 1))
     arrays = check_inputs(function, inputs)
     given = complete(function, params)
-    stacked = _stacked(function, given, arrays)
+    own = own_params(function, given, arrays)
+    stacked = _stacked(own, given)
     if stacked:
         draws = jax.tree.leaves(given)[0].shape[0]
         one = jax.tree.map(lambda x: x[0], given)
-        check_params(function, one, arrays)
+    else:
+        one = own if given is None else given
+    check_params(function, one, own)
+    if stacked:
         law, label = None, "as given, stacked over draws"
     else:
-        if given is not None:
-            check_params(function, given, arrays)
         chosen = laws.choose(redraw, function, given, arrays)
-        one, law, label = given, faster_draw(chosen.draw, rewrite), chosen.label
-    if one is None:
-        one = abstract_params(function, arrays)
-        check_params(function, one, arrays)
+        law, label = faster_draw(chosen.draw, rewrite), chosen.label
     traced = trace(function, one, arrays)
     sites, values = find_sites(traced)
     unique = tuple(dict.fromkeys(values))
@@ -155,16 +153,15 @@ def _check_count(name: str, value: int) -> None:
         )
 
 
-def _stacked(model: ModelFunction, params: PyTree, inputs: tuple[Any, ...]) -> bool:
+def _stacked(own: PyTree, params: PyTree) -> bool:
     """Returns whether every leaf has one leading axis more than the model's own."""
-    if params is None or model.init is None:
-        return False
-    own = jax.tree.leaves(abstract_params(model, inputs))
-    leaves = jax.tree.leaves(params)
-    if len(own) != len(leaves) or not leaves:
+    leaves, expected = jax.tree.leaves(params), jax.tree.leaves(own)
+    if not leaves or len(expected) != len(leaves):
         return False
     sizes = {np.shape(x)[:1] for x in leaves}
-    more = all(np.shape(x)[1:] == y.shape for x, y in zip(leaves, own, strict=True))
+    more = all(
+        np.shape(x)[1:] == y.shape for x, y in zip(leaves, expected, strict=True)
+    )
     if more and len(sizes) > 1:
         raise ParametersError(
             message(

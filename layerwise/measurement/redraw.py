@@ -38,7 +38,7 @@ def choose(
     params: PyTree,
     inputs: Sequence[Any],
 ) -> Redraw:
-    """Returns the law that `redraw` names.
+    """Returns the law that `redraw` names; it draws in the dtypes of `params`.
 
     Args:
         redraw: "init", "resample", "auto", or a function of a key. "auto" is "init"
@@ -51,6 +51,25 @@ def choose(
     Raises:
         InvalidArgumentError: If the law cannot be had.
     """
+    law = _named(redraw, model, params, inputs)
+    if params is None:
+        return law
+    dtypes = [jnp.result_type(x) for x in jax.tree.leaves(params)]
+
+    def draw(key: jax.Array) -> PyTree:
+        leaves, tree = jax.tree.flatten(law.draw(key))
+        cast = [x.astype(d) for x, d in zip(leaves, dtypes, strict=True)]
+        return jax.tree.unflatten(tree, cast)
+
+    return Redraw(draw, law.label)
+
+
+def _named(
+    redraw: str | Callable[[jax.Array], PyTree],
+    model: ModelFunction,
+    params: PyTree,
+    inputs: Sequence[Any],
+) -> Redraw:
     if callable(redraw):
         return Redraw(redraw, getattr(redraw, "label", "drawn by the function given"))
     if redraw not in ("auto", "init", "resample"):

@@ -13,6 +13,7 @@ normalization all have one root and so belong to the operation before them, whil
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -118,14 +119,14 @@ def dominators(graph: Graph, flow: Dataflow, start: int) -> list[int]:
     root); it is the chain of immediate post-dominators of the region's graph, whose
     exits are merges, weight operations and the program's outputs.
     """
-    exit_ = math.inf
+    exit_ = sys.maxsize
     region = [v for v, r in flow.root.items() if r == flow.root[start] and v >= start]
     members = set(region)
     consumers = graph.consumers()
     outputs = {a for a in graph.outputs if isinstance(a, int)}
-    after: dict[float, float] = {}
+    after: dict[int, int] = {}
 
-    def meet(a: float, b: float) -> float:
+    def meet(a: int, b: int) -> int:
         while a != b:  # numbers increase along the program, so step the earlier one
             if a < b:
                 a = after.get(a, exit_)
@@ -134,7 +135,7 @@ def dominators(graph: Graph, flow: Dataflow, start: int) -> list[int]:
         return a
 
     for value in sorted(region, reverse=True):
-        nexts: list[float] = [exit_] if value in outputs else []
+        nexts: list[int] = [exit_] if value in outputs else []
         for equation in consumers.get(value, ()):
             nexts += [w if w in members else exit_ for w in equation.outputs]
         joined = nexts[0] if nexts else exit_
@@ -143,9 +144,9 @@ def dominators(graph: Graph, flow: Dataflow, start: int) -> list[int]:
         after[value] = joined
 
     chain: list[int] = []
-    at: float = start
+    at = start
     while at != exit_:
-        chain.append(int(at))
+        chain.append(at)
         at = after.get(at, exit_)
     return chain
 

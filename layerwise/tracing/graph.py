@@ -44,6 +44,7 @@ class Equation:
         outputs: The values that it defines.
         bodies: Graphs of the loop body or the branches.
         scope: Flax module path as JAX's name stack has it, outer scopes included.
+        call: The call that it was inlined from, outermost first, or None.
     """
 
     eqn: _jax.JaxprEqn
@@ -52,6 +53,7 @@ class Equation:
     outputs: tuple[int, ...]
     bodies: tuple["Graph", ...]
     scope: str
+    call: _jax.JaxprEqn | None = None
 
     @property
     def params(self) -> dict[str, Any]:
@@ -60,8 +62,16 @@ class Equation:
 
     @property
     def source(self) -> str:
-        """The user's source line, as ``file.py:12 (Net.__call__)``."""
-        return _jax.source_line(self.eqn)
+        """The user's source line, as ``file.py:12 (Net.__call__)``.
+
+        Within a function of JAX's own that is jitted (`jnp.pad`), that is where it was
+        called from: JAX traces such a function once, and the lines of its equations are
+        those of whoever called it first.
+        """
+        own = _jax.source_line(self.eqn)
+        if self.call is None or own.endswith(f"({self.call.params.get('name')})"):
+            return own
+        return _jax.source_line(self.call)
 
     @property
     def values_in(self) -> tuple[int, ...]:
@@ -122,7 +132,10 @@ class _Builder:
             return value
 
         def inline(
-            jaxpr: _jax.ClosedJaxpr, args: Sequence[Atom], scope: str
+            jaxpr: _jax.ClosedJaxpr,
+            args: Sequence[Atom],
+            scope: str,
+            call: _jax.JaxprEqn | None,
         ) -> list[Atom]:
             env: dict[_jax.Var, Atom] = dict(zip(jaxpr.jaxpr.invars, args, strict=True))
             for var, constant in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True):
@@ -138,7 +151,8 @@ class _Builder:
                 inputs = tuple(read(a) for a in eqn.invars)
                 bodies = _jax.sub_jaxprs(eqn)
                 if name in _INLINED and bodies:
-                    outs = inline(bodies[0], inputs, inner)
+                    outer = call or (eqn if name == "jit" else None)
+                    outs = inline(bodies[0], inputs, inner, outer)
                     env.update(zip(eqn.outvars, outs, strict=True))
                     continue
                 graphs = (
@@ -148,11 +162,13 @@ class _Builder:
                 )
                 outputs = tuple(new(v) for v in eqn.outvars)
                 env.update(zip(eqn.outvars, outputs, strict=True))
-                equations.append(Equation(eqn, name, inputs, outputs, graphs, inner))
+                equations.append(
+                    Equation(eqn, name, inputs, outputs, graphs, inner, call)
+                )
             return [read(a) for a in jaxpr.jaxpr.outvars]
 
         inputs = tuple(new(v) for v in jaxpr.jaxpr.invars)
-        outputs = tuple(inline(jaxpr, inputs, scope))
+        outputs = tuple(inline(jaxpr, inputs, scope, None))
         return Graph(inputs, constants, _live(equations, outputs), outputs, avals)
 
 

@@ -143,17 +143,6 @@ def trace(model: ModelFunction, params: PyTree, inputs: Sequence[Any]) -> Traced
     """
     try:
         jaxpr, output = jax.make_jaxpr(model.apply, return_shape=True)(params, *inputs)
-    except jax.errors.ConcretizationTypeError as error:
-        raise UnsupportedModelError(
-            message(
-                f"{model.name} branches in Python on a traced value: "
-                f"{str(error).splitlines()[0]}",
-                "Its program depends on the data, so that there is no one set of "
-                "layers.",
-                "Use jnp.where or jax.lax.cond in the model, or pass the flag as a "
-                "keyword: kwargs={'train': False}.",
-            )
-        ) from error
     except LayerwiseError:
         raise
     except Exception as error:

@@ -5,8 +5,9 @@ Flax Linen module, a Flax NNX module or a plain function, without changing the m
 and checks that parameters and inputs belong to it before anything is computed.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -189,6 +190,7 @@ def abstract_params(model: ModelFunction, inputs: Sequence[Any]) -> PyTree:
     Raises:
         InvalidArgumentError: If the model has no init and holds no parameters.
         InputError: If the model cannot be called on inputs of these shapes.
+        UnsupportedModelError: If a layer has an empty weight.
     """
     if model.params is not None:
         return jax.eval_shape(lambda p: p, model.params)
@@ -200,38 +202,97 @@ def abstract_params(model: ModelFunction, inputs: Sequence[Any]) -> PyTree:
                 "Pass params=<the parameter tree>.",
             )
         )
+    failed: list[str] = []
     try:
-        return jax.eval_shape(model.init, jax.random.key(0), *inputs)
+        with _noting_failures(failed):
+            return jax.eval_shape(model.init, jax.random.key(0), *inputs)
     except LayerwiseError:
         raise
+    except ZeroDivisionError as error:  # initializers divide by fans
+        raise UnsupportedModelError(
+            message(
+                f"{model.name} has a weight with an axis of length 0, in "
+                f"{failed[0] if failed else 'one of its layers'}.",
+                "A layer with fan-in 0 is zero whatever its weights are.",
+                "Give every layer at least one feature.",
+            )
+        ) from error
     except Exception as error:
-        raise call_error(model, inputs, error) from error
+        raise call_error(model, inputs, error, failed) from error
+
+
+@contextlib.contextmanager
+def _noting_failures(paths: list[str]) -> Iterator[None]:
+    """Appends the paths of the Linen modules that an exception passes, inner first."""
+    from flax import linen
+
+    def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        except Exception:
+            paths.append("/".join(context.module.path))
+            raise
+
+    with linen.intercept_methods(note):
+        yield
 
 
 def call_error(
-    model: ModelFunction, inputs: Sequence[Any], error: Exception
+    model: ModelFunction,
+    inputs: Sequence[Any],
+    error: Exception,
+    failed: Sequence[str] = (),
 ) -> LayerwiseError:
-    """Says what the model objected to when it was called."""
+    """Says what the model objected to when it was called, or what was traced in vain."""
+    if isinstance(error, jax.errors.ConcretizationTypeError):
+        return UnsupportedModelError(
+            message(
+                f"{model.name} branches in Python on a traced value: "
+                f"{str(error).splitlines()[0]}",
+                "Its program depends on the data, so that there is no one set of "
+                "layers.",
+                "Use jnp.where or jax.lax.cond in the model, or pass the flag as a "
+                "keyword: kwargs={'train': False}.",
+            )
+        )
     shapes = ", ".join(f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in inputs)
     first = str(error).strip().splitlines() or [type(error).__name__]
+    where = f" in {failed[0]}" if failed and failed[0] else ""
     fix = "Pass inputs of the shape and dtype that the model takes, batch axis first"
     if model.input_shape is not None:
         fix += f" (one example is {model.input_shape})"
     return InputError(
         message(
             f"{model.name} cannot be called on inputs ({shapes}): "
-            f"{type(error).__name__}: {first[0]}",
+            f"{type(error).__name__}{where}: {first[0]}",
             "Nothing was measured: the model's own code raised this while traced.",
             fix + ", and the call's keyword arguments as kwargs={...}.",
         )
     )
 
 
-def check_params(model: ModelFunction, params: PyTree, inputs: Sequence[Any]) -> None:
-    """Raises `ParametersError` unless `params` are finite and the model's own.
+def own_params(model: ModelFunction, given: PyTree, inputs: Sequence[Any]) -> PyTree:
+    """Returns shapes and dtypes of the model's own parameters.
 
-    Membership is decided against the shapes that ``model.init`` gives, where the model
-    has an init; a plain function has none and shows a mismatch when it is traced.
+    A plain function has none: then those given, in which case a mismatch shows when the
+    function is traced on them.
+    """
+    if model.init is None and model.params is None and given is not None:
+        return given
+    return abstract_params(model, inputs)
+
+
+def check_params(model: ModelFunction, params: PyTree, own: PyTree) -> None:
+    """Raises `ParametersError` unless `params` are finite and of the model's shapes.
+
+    Args:
+        model: The model.
+        params: What was given.
+        own: Shapes of the model's own, see `own_params`.
+
+    Raises:
+        ParametersError: If they are not.
+        UnsupportedModelError: If there are none at all.
     """
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     if not leaves:
@@ -242,8 +303,7 @@ def check_params(model: ModelFunction, params: PyTree, inputs: Sequence[Any]) ->
                 "Pass a model with at least one dense or convolution layer.",
             )
         )
-    if model.init is not None or model.params is not None:
-        _check_shapes(model, leaves, abstract_params(model, inputs))
+    _check_shapes(model, leaves, own)
     for path, leaf in leaves:
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and not isinstance(
             leaf, jax.ShapeDtypeStruct
