@@ -354,20 +354,16 @@ class _State:
         self._moved(owner)
         rows = self.values[source]
         at = evaluate(rows.swapaxes(1, 2), self.cells.interior())
-        index = pieces.piece(at.astype(np.float64))
-        if rows.dtype == object:  # exact comparisons where a float might round
-            breaks = [_like(t, rows) for t in pieces.breaks]
-            index = sum(
-                ((at >= t).astype(np.int64) for t in breaks),
-                np.zeros(at.shape, np.int64),
-            )
         slopes, offsets = np.asarray(pieces.slopes), np.asarray(pieces.intercepts)
         if rows.dtype == object:
             slopes, offsets = as_fractions(slopes), as_fractions(offsets)
+        index = np.zeros(at.shape, np.int16)
+        for t in pieces.breaks:
+            index += (at >= _like(t, rows)).astype(np.int16)
         out = rows * slopes[index][:, None, :]
         out[:, 0] += offsets[index]
         self.values[node] = out
-        self.stages.append((index.astype(np.int16), None))
+        self.stages.append((index, None))
 
     def _max_join(self, node: Join) -> None:
         size = node.size

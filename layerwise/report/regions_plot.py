@@ -46,7 +46,7 @@ def save(axes: Axes, path: str | os.PathLike[str]) -> None:
     """Writes the figure that `axes` belong to."""
     figure = axes.figure
     assert isinstance(figure, Figure)
-    figure.savefig(path, dpi=160)
+    figure.savefig(path, dpi=120)
 
 
 def draw_mosaic(
@@ -151,7 +151,7 @@ def draw_line_counts(
             marker="osD^v"[i % 5],
             linestyle="none",
             capsize=3,
-            label=f"{d} hidden layer{'s' if d > 1 else ''}",
+            label=f"{d:.0f} hidden layer{'s' if d > 1 else ''}",
         )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
@@ -218,5 +218,6 @@ def draw_path_shares(
     axes.set_xlabel("path length (residual branches taken)")
     axes.set_ylabel("share")
     axes.set_xlim(-1, len(law))
+    axes.set_ylim(0.0, 1.4 * axes.get_ylim()[1])  # room for the legend
     axes.legend(fontsize=8.5, frameon=False)
     return axes

@@ -2,6 +2,7 @@ import time
 from fractions import Fraction
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from expressivity.nets import Draws, random_net
@@ -22,6 +23,7 @@ from layerwise.expressivity.folding import (
 )
 from layerwise.expressivity.graph import (
     EXP,
+    Activation,
     Input,
     MaxPool,
     Net,
@@ -31,12 +33,16 @@ from layerwise.expressivity.graph import (
     pointwise,
     relu,
 )
+from layerwise.expressivity.piecewise import IDENTITY
 from layerwise.expressivity.regions import (
     Slice,
     decompose_line,
     decompose_plane,
     decompose_space,
 )
+
+
+LEAKY = IDENTITY.maximum(IDENTITY.scaled(0.125))
 
 
 # The folding construction -------------------------------------------------------------
@@ -187,7 +193,7 @@ def test_the_line_count_is_what_a_fine_grid_sees(seed):
 # The plane ----------------------------------------------------------------------------
 
 
-def check_plane(net, found, points):
+def check_plane(net, found):
     """The rows are the network, inside the cells and not only at their centres."""
     centers = found.cells.interior()
     inputs = found.subspace.embed(centers).reshape(-1, *net.input.shape)
@@ -213,7 +219,7 @@ def test_a_3x64_net_in_a_square_is_fast_and_covers_it():
     assert found.cells.areas().min() > 0
     assert seconds < 5.0
     assert 1000 < count <= found.n_activation_regions
-    check_plane(net, found, None)
+    check_plane(net, found)
 
 
 @given(
@@ -229,7 +235,7 @@ def test_any_plane_through_any_net(seed, in_size, widths, bias):
     assert abs(found.cells.areas().sum() - 12.0) < 1e-9
     assert found.n_linear_regions <= found.n_activation_regions
     assert found.n_activation_regions <= serra_upper_bound(2, widths)
-    check_plane(net, found, None)
+    check_plane(net, found)
 
 
 @pytest.mark.parametrize("widths", [(6,), (5, 5), (4, 4, 4)], ids=str)
@@ -297,15 +303,28 @@ def test_units_that_cancel_leave_one_linear_region():
 def test_equal_maps_far_apart_are_different_regions():
     net = folding_net(1, 2, 3)  # slopes alternate: every second piece has equal slope
     found = decompose_line(net, exact=True)
-    flat = coincide = folding_net(2, 2, 1)
-    assert len({tuple(r[0]) for r in found.rows}) <= found.n_linear_regions
-    assert decompose_plane(flat, low=(0, 0), high=(1, 1)).n_linear_regions == 4
-    # |x| - like tails: the identity map on both outer parts, a bump between them.
+    assert len({row[0, 1] for row in found.rows}) < found.n_linear_regions == 10
+    # A tent: zero on both outer parts, which are two regions.
     x = Input((1,))
     bump = relu(affine(x, [[1.0], [1.0], [1.0]], [0.0, -1.0, -2.0]))
     net = Net(x, affine(bump, [[1.0, -2.0, 1.0]]))
     assert decompose_line(net, exact=True).n_linear_regions == 4
-    assert coincide is flat
+
+
+def test_rational_max_pools_and_leaky_units():
+    """Exact arithmetic through every kind of step, against floats."""
+    draw = Draws(9)
+    x = Input((1,))
+    leaky = Activation("leaky", LEAKY, jnp.asarray, LEAKY)
+    hidden = pointwise(affine(x, draw.normal(9, 1), draw.normal(9)), leaky)
+    windows = tuple(np.arange(i, i + 3) for i in range(0, 9, 3))
+    net = Net(x, affine(MaxPool((hidden,), (3,), windows), draw.normal(1, 3)))
+    found, exact = decompose_line(net), decompose_line(net, exact=True)
+    assert found.n_linear_regions == exact.n_linear_regions > 3
+    np.testing.assert_array_equal(found.pattern, exact.pattern)
+    middles = exact.cells.interior()
+    values = exact.values(middles).astype(float)
+    np.testing.assert_allclose(values, net(middles.astype(float)), atol=1e-12)
 
 
 # Max pools, leaky units, merges -------------------------------------------------------
@@ -325,7 +344,7 @@ def test_max_pools_are_divided_by_their_winner(window):
     net = pooled_net(window, window=window)
     found = decompose_plane(net, low=(-2, -2), high=(2, 2))
     assert abs(found.cells.areas().sum() - 16.0) < 1e-9
-    check_plane(net, found, None)
+    check_plane(net, found)
     assert found.pattern.max() < window
     by_lp = decompose_space(net, bound=2.0)
     assert by_lp.n_activation_regions == found.n_activation_regions
@@ -350,7 +369,7 @@ def test_a_pool_after_relus_does_not_mind_ties_at_zero():
     net = Net(x, MaxPool((hidden,), (1,), (np.arange(9),)))
     found = decompose_plane(net, low=(-3, -3), high=(3, 3))
     assert abs(found.cells.areas().sum() - 36.0) < 1e-9
-    check_plane(net, found, None)
+    check_plane(net, found)
 
 
 def test_merges_in_the_graph():
@@ -361,7 +380,7 @@ def test_merges_in_the_graph():
     net = Net(x, concat(*parts))
     found = decompose_plane(net)
     assert abs(found.cells.areas().sum() - 4.0) < 1e-9
-    check_plane(net, found, None)
+    check_plane(net, found)
 
 
 # Wrong input --------------------------------------------------------------------------
