@@ -30,6 +30,17 @@ class ConvSpec(NamedTuple):
     groups: int = 1
     padding: int | None = None
 
+    @property
+    def window(self) -> tuple[int, int]:
+        """Height and width of the kernel."""
+        return (self.kernel,) * 2 if isinstance(self.kernel, int) else self.kernel
+
+    @property
+    def pads(self) -> list[tuple[int, int]]:
+        """Padding before and after, on both axes."""
+        sides = [k // 2 if self.padding is None else self.padding for k in self.window]
+        return [(side, side) for side in sides]
+
 
 class ConvModule(nn.Module, kw_only=True):
     """A module made of convolutions and normalizations.
@@ -63,13 +74,11 @@ class ConvModule(nn.Module, kw_only=True):
         self, x: jax.Array, spec: ConvSpec, *, bias: bool | None = None
     ) -> jax.Array:
         """Returns the convolution; with a bias if the module has no normalization."""
-        kernel = (spec.kernel,) * 2 if isinstance(spec.kernel, int) else spec.kernel
-        pads = [k // 2 if spec.padding is None else spec.padding for k in kernel]
         return nn.Conv(
             spec.features,
-            kernel,
+            spec.window,
             strides=spec.stride,
-            padding=[(pad, pad) for pad in pads],
+            padding=spec.pads,
             feature_group_count=spec.groups,
             use_bias=not self.use_norm if bias is None else bias,
             kernel_init=self.kernel_init,
@@ -145,9 +154,9 @@ def global_average_pool(x: jax.Array) -> jax.Array:
     return x.mean(axis=(-3, -2))
 
 
-def max_pool(x: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
-    """Returns max pooling with padding `(window - 1) // 2`: 3x3/2/1 if not told."""
-    pad = (window - 1) // 2
-    return nn.max_pool(
-        x, (window, window), strides=(stride, stride), padding=((pad, pad), (pad, pad))
-    )
+def max_pool(
+    x: jax.Array, window: int = 3, stride: int = 2, padding: int = 1
+) -> jax.Array:
+    """Returns max pooling over squares; padded, on each side, with -inf."""
+    pads = ((padding, padding), (padding, padding))
+    return nn.max_pool(x, (window, window), strides=(stride, stride), padding=pads)

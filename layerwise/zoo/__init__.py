@@ -1,6 +1,7 @@
 """Architectures, one family per file, each verified by its parameter count.
 
-Every file of this package is imported here, and every constructor that one of them
+Every file of this package is imported here (not the folder `nnx`, which would import
+the other half of Flax), and every constructor that one of them
 registers is an attribute of the package: ``zoo.f34(width=16)`` is
 ``zoo.create("f34", width=16)``. A new architecture is therefore one new file (or one
 more constructor in a file), and nothing else.
@@ -19,6 +20,8 @@ from layerwise.zoo.registry import Entry, create, entry, names, register
 __all__ = ["Entry", "create", "entry", "names", "register"]
 
 for _module in pkgutil.iter_modules(__path__):
+    if _module.ispkg:
+        continue
     importlib.import_module(f"{__name__}.{_module.name}")
 
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from layerwise.nn.blocks.fractal import FractalBlock
-from layerwise.nn.modules import ImageClassifier
+from layerwise.nn.modules import ImageClassifier, max_pool
 from layerwise.zoo.registry import register
 
 
@@ -38,7 +38,7 @@ class FractalNet(ImageClassifier, kw_only=True):
             )(x, train=train)
             rate = self.dropout * index / max(len(self.widths) - 1, 1)
             x = nn.Dropout(rate)(x, deterministic=not train)
-            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = max_pool(x, 2, 2, padding=0)
         return self.classify(x)
 
 

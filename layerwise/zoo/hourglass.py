@@ -45,7 +45,7 @@ class StackedHourglass(ConvModule, kw_only=True):
         """Returns each stack's heatmaps, `(batch, h/4, w/4, num_classes)`."""
         x = self.conv_norm(x, ConvSpec(self.features // 4, 7, 2), train=train)
         x = self._residual(x, self.features // 2, train=train)
-        x = max_pool(x, 2, 2)
+        x = max_pool(x, 2, 2, padding=0)
         x = self._residual(x, self.features // 2, train=train)
         x = self._residual(x, self.features, train=train)
         heatmaps = []

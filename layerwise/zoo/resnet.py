@@ -45,25 +45,30 @@ class ResNet(ImageClassifier, kw_only=True):
     last_survival: float = 1.0
     headless: bool = False
 
+    @property
+    def branches(self) -> list[tuple[ConvSpec, ...]]:
+        """The convolutions of every block, first to last."""
+        widths = [self.width * 2**stage for stage in range(len(self.depths))]
+        return [
+            bottleneck(4 * width, width * self.inner_ratio, stride, self.groups)
+            if self.deep
+            else basic(width, stride)
+            for width, stride in stages(self.depths, widths)
+        ]
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> Any:
         """Returns the logits, `(batch, num_classes)`, for images `(batch, h, w, 3)`."""
         x = max_pool(self.conv_norm(x, ConvSpec(self.width, 7, 2), train=train))
         maps = []
         survivals = linear_survival(sum(self.depths), self.last_survival)
-        widths = [self.width * 2**stage for stage in range(len(self.depths))]
-        for (width, stride), survival in zip(
-            stages(self.depths, widths), survivals, strict=True
-        ):
-            if stride != 1:
-                maps.append(x)
-            convs = basic(width, stride)
-            if self.deep:
-                inner = width * self.inner_ratio
-                convs = bottleneck(4 * width, inner, stride, self.groups)
-            x = ResidualBlock(
+        for convs, survival in zip(self.branches, survivals, strict=True):
+            block = ResidualBlock(
                 convs=convs, squeeze=self.squeeze, survival=survival, **self.shared
-            )(x, train=train)
+            )
+            if block.stride != 1:
+                maps.append(x)
+            x = block(x, train=train)
         return (*maps, x) if self.headless else self.classify(x)
 
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from layerwise.nn.blocks.encoder_decoder import DoubleConv, UpBlock
-from layerwise.nn.modules import ConvModule, ConvSpec
+from layerwise.nn.modules import ConvModule, ConvSpec, max_pool
 from layerwise.zoo.registry import register
 
 
@@ -43,7 +43,7 @@ class UNet(ConvModule, kw_only=True):
         for level in range(self.levels + 1):
             if level > 0:
                 skips.append(x)
-                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+                x = max_pool(x, 2, 2, padding=0)
             x = DoubleConv(
                 features=self.width * 2**level, padding=self.padding, **self.shared
             )(x, train=train)

@@ -7,6 +7,8 @@ a test. These programs run once, so they are compiled without optimization.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 
 COMPILER_OPTIONS = {
@@ -39,3 +41,15 @@ def apply(module, variables, *args, **kwargs) -> Any:
         return module.apply(variables, *args, **kwargs)
 
     return compile_once(run)(variables, *args)
+
+
+def constant_he_normal():
+    """As the default, but constants of the program: ten times faster to compile."""
+    generator = np.random.default_rng(0)  # noqa: TID251
+
+    def he_normal(key, shape, dtype=jnp.float32):
+        del key
+        stddev = (2 / np.prod(shape[:-1])) ** 0.5
+        return jnp.asarray(stddev * generator.standard_normal(shape), dtype)
+
+    return he_normal

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from layerwise import zoo
-from tests.nn.running import compile_once, init
+from tests.nn.running import compile_once, constant_he_normal, init
 
 
 # Of architectures that differ in numbers only, one stands for the others.
@@ -23,18 +23,6 @@ REPRESENTATIVES = sorted(
     }.values()
 )
 DTYPES = (jnp.float32, jnp.bfloat16)
-
-
-def constant_he_normal():
-    """As the default, but constants of the program: ten times faster to compile."""
-    generator = np.random.default_rng(0)  # noqa: TID251
-
-    def he_normal(key, shape, dtype=jnp.float32):
-        del key
-        stddev = (2 / np.prod(shape[:-1])) ** 0.5
-        return jnp.asarray(stddev * generator.standard_normal(shape), dtype)
-
-    return he_normal
 
 
 def loss_and_gradient(model, variables, x, key, *, train):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from layerwise.nn import merges
 from layerwise.nn.blocks.residual import PreactivationBlock, bottleneck
-from layerwise.nn.modules import ConvModule, ConvSpec
+from layerwise.nn.modules import ConvModule, ConvSpec, max_pool
 
 
 def upsample(x: jax.Array, factor: int = 2) -> jax.Array:
@@ -136,7 +136,7 @@ class Hourglass(ConvModule, kw_only=True):
         convs = bottleneck(self.features, self.features // 2)
         block: dict[str, Any] = {"convs": convs, **self.shared}
         skip = PreactivationBlock(**block)(x, train=train)
-        low = nn.max_pool(x, (2, 2), strides=(2, 2))
+        low = max_pool(x, 2, 2, padding=0)
         low = PreactivationBlock(**block)(low, train=train)
         if self.levels > 1:
             inner = Hourglass(

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layerwise.nn.modules import max_pool
 from layerwise.types import Initializer
 
 
@@ -36,6 +37,11 @@ class PlainSpec(NamedTuple):
     pool: PoolSpec | None = None
     local_norm: bool = False
 
+    @property
+    def pad(self) -> int:
+        """Padding of each side, resolved."""
+        return self.kernel // 2 if self.padding is None else self.padding
+
 
 def plain_stack(
     x: jax.Array,
@@ -60,24 +66,24 @@ def plain_stack(
             row.features,
             (row.kernel, row.kernel),
             strides=row.stride,
-            padding=row.kernel // 2 if row.padding is None else row.padding,
+            padding=row.pad,
             feature_group_count=row.groups,
             kernel_init=init,
             dtype=dtype,
             name=f"Conv_{number}",
         )(x)
-        x = nn.relu(x)
-        if row.local_norm:
-            x = local_response_norm(x)
-        if row.pool is not None:
-            pad = (row.pool.padding, row.pool.padding)
-            x = nn.max_pool(
-                x,
-                (row.pool.window, row.pool.window),
-                strides=(row.pool.stride, row.pool.stride),
-                padding=(pad, pad),
-            )
+        x = finish_row(x, row)
     return x
+
+
+def finish_row(x: jax.Array, row: PlainSpec) -> jax.Array:
+    """Returns what a row makes of its convolution: ReLU, then LRN, then pooling."""
+    x = nn.relu(x)
+    if row.local_norm:
+        x = local_response_norm(x)
+    if row.pool is None:
+        return x
+    return max_pool(x, row.pool.window, row.pool.stride, row.pool.padding)
 
 
 def local_response_norm(
