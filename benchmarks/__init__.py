@@ -1,0 +1,1 @@
+"""Speed and memory against what people use today, side by side in one run."""
