@@ -13,6 +13,10 @@ Two identities give the same numbers, up to the order of additions:
 * the input gradient is the transpose of that: ``g @ w.T``, each patch added back to
   where it was cut from (*col2im*). A weight gradient is not needed for it.
 
+Where the kernel is small and moves by one, the input gradient stays a convolution,
+with the transposed kernel written out in the layout that XLA recognizes anywhere: as
+fast, in less memory, and compiled in less time.
+
 Which form is used depends on shapes alone; the limits below were set by timing them on
 one core (AVX-512, jaxlib 0.10.2) on the layers of F34, ResNet-50 and a 20-layer network
 of width 64.
@@ -33,11 +37,9 @@ from layerwise.tracing.graph import Equation
 
 # Kernels of at least this many weights: patches times kernel beats XLA's convolution.
 _LARGE_KERNEL = 1_000_000
-# Input gradient with this many input channels: one product per kernel position. With
-# fewer, a product is too narrow to be fast; with more, one product for all is as fast.
-_SEPARATE = (32, 128)
-# Patches beyond this many bytes are not worth their memory. The input gradient is then
-# the convolution with the transposed kernel, written out in the layout XLA recognizes.
+# Input gradients with at least this many input channels: products beat a convolution.
+_MANY_CHANNELS = 256
+# Patches beyond this many bytes are not worth their memory.
 _MAX_PATCH_BYTES = 64 * 2**20
 
 _DTYPES = ("float32", "bfloat16")
@@ -95,11 +97,25 @@ class Geometry:
             return True
         if self.patch_bytes > _MAX_PATCH_BYTES:
             return False
-        extent = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation)]
         weights = math.prod(self.kernel) * self.channels_in * self.channels_out
-        return weights >= _LARGE_KERNEL or any(
-            h < k for h, k in zip(self.space, extent, strict=True)
+        return weights >= _LARGE_KERNEL or self._overhangs(self.space)
+
+    def backward_by_product(self) -> bool:
+        """Returns whether the input gradient is fastest as products."""
+        if self.is_dense:
+            return True
+        if self.patch_bytes > _MAX_PATCH_BYTES:
+            return False
+        return (
+            self.channels_in >= _MANY_CHANNELS
+            or any(s > 1 for s in self.strides)
+            or self._overhangs(self.out)
         )
+
+    def _overhangs(self, space: tuple[int, ...]) -> bool:
+        """Returns whether the kernel is larger than a map."""
+        extent = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation)]
+        return any(h < k for h, k in zip(space, extent, strict=True))
 
 
 def convolution(equation: Equation, operands: list[Any]) -> list[Any] | None:
@@ -197,23 +213,17 @@ def input_gradient(g: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
         w: The kernel, ``(*kernel, channels_in, channels_out)``.
         geometry: The convolution.
     """
-    if geometry.patch_bytes > _MAX_PATCH_BYTES:
+    if not geometry.backward_by_product():
         return _transposed(g, w, geometry)
-    shape = (geometry.batch, *geometry.out, geometry.channels_in)
-    rows = g.reshape(-1, g.shape[-1]).astype(w.dtype)
-    product = functools.partial(
-        jnp.matmul,
+    every = jnp.matmul(
+        g.reshape(-1, geometry.channels_out).astype(w.dtype),
+        w.reshape(-1, geometry.channels_out).T,
         precision=geometry.precision,
         preferred_element_type=jnp.float32,
     )
-    kernels = w.reshape(-1, geometry.channels_in, geometry.channels_out)
-    low, high = _SEPARATE
-    if low <= geometry.channels_in <= high or len(kernels) == 1:
-        parts = [product(rows, k.T).reshape(shape) for k in kernels]
-    else:
-        every = product(rows, kernels.reshape(-1, geometry.channels_out).T)
-        every = every.reshape(*shape[:-1], len(kernels), geometry.channels_in)
-        parts = [every[..., i, :] for i in range(len(kernels))]
+    shape = (geometry.batch, *geometry.out, -1, geometry.channels_in)
+    every = every.reshape(shape)
+    parts = [every[..., i, :] for i in range(every.shape[-2])]
     return scatter_patches(parts, geometry).astype(w.dtype)
 
 

@@ -94,11 +94,11 @@ def run(
     numbers = np.arange(0 if given is None else GIVEN, draws)
     chunk = chunk_size(len(numbers), chunk)
     pieces = [numbers[i : i + chunk] for i in range(0, len(numbers), chunk)]
-    program = _Program(tapped, inputs, draw, given, stacked, key, chunk, batch_size)
+    program = Program(tapped, inputs, draw, given, stacked, key, chunk, batch_size)
     start = np.tile([0.0, 1.0], (2, len(tapped.values), 1))
     parts: list[dict[str, np.ndarray]] = []
     done = 0
-    with _pool() as pool:
+    with threads() as pool:
         running: collections.deque[tuple[Future, np.ndarray]] = collections.deque()
         # Two calls per worker are under way. The frames that a call ends with are those
         # that the first call not yet under way begins with: the same in every run.
@@ -153,7 +153,7 @@ def chunk_size(total: int, chunk: int | None) -> int:
 
 
 @contextlib.contextmanager
-def _pool() -> Iterator[ThreadPoolExecutor]:
+def threads() -> Iterator[ThreadPoolExecutor]:
     """Yields threads; what they have not begun is dropped at the end."""
     pool = ThreadPoolExecutor(workers(), thread_name_prefix="layerwise")
     try:
@@ -162,7 +162,7 @@ def _pool() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-class _Program:
+class Program:
     """The compiled call: up to `chunk` networks drawn and measured one after the other.
 
     It is compiled in the thread that asks for it, whose settings (float64, matrix
@@ -191,13 +191,18 @@ class _Program:
         self, pool: ThreadPoolExecutor, numbers: np.ndarray, frames: np.ndarray
     ) -> Future:
         """Starts a call; its result is the raw moments as float64 arrays."""
-        plain = not frames[..., 0].any() and (frames[..., 1] == 1).all()
+        call, args = self.compile(numbers, frames)
+        return pool.submit(_fetch, call, args, len(numbers))
+
+    def compile(self, numbers: np.ndarray, frames: np.ndarray) -> tuple[Any, tuple]:
+        """Returns the compiled call, which is kept, and its arguments."""
+        plain = not frames[..., 0].any() and bool((frames[..., 1] == 1).all())
         framed = None if plain else jnp.asarray(frames, jnp.float32)
         padded = np.resize(numbers, self._length).astype(np.int32)
         args = (padded, np.int32(len(numbers)), framed, *self._data)
         if plain not in self._compiled:
             self._compiled[plain] = jax.jit(self._many).lower(*args).compile()
-        return pool.submit(_fetch, self._compiled[plain], args, len(numbers))
+        return self._compiled[plain], args
 
     def _many(
         self, numbers: jax.Array, count: jax.Array, frames: Any, *data: Any
@@ -260,7 +265,7 @@ def _fetch(call: Callable[..., Any], args: tuple, count: int) -> dict[str, np.nd
 
 
 def _in_frame(
-    program: _Program,
+    program: Program,
     pool: ThreadPoolExecutor,
     future: Future,
     numbers: np.ndarray,
