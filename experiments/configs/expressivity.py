@@ -7,6 +7,7 @@ Forms (the part after the colon):
 
 * ``quick``: under a minute on two CPU cores; ResNet-110's paths at 16 x 16 pixels.
 * ``full``: more networks and paths, and 32 x 32 pixels; some minutes.
+* ``small``: everything at its smallest, for tests.
 """
 
 from ml_collections import ConfigDict
@@ -37,10 +38,21 @@ def get_config(form: str = "quick") -> ConfigDict:
                 "stride": 1,
             }
         )
+    elif form == "small":
+        config.networks = config.plane_networks = 3
+        config.line_widths, config.depths, config.widths = (
+            ((8,), (4, 4)),
+            (1, 2),
+            (6, 8),
+        )
+        config.memorize = ConfigDict({"n": 30, "d": 5, "hidden": (1, 2)})
+        config.paths.update(
+            image_size=8, batch=1, samples=2, samples_alone=2, stride=27
+        )
     elif form != "quick":
         raise ValueError(
             f"Unknown form {form!r} of this configuration.\n"
-            "Its forms are quick and full.\n"
+            "Its forms are quick, full and small.\n"
             "Pass --config=experiments/configs/expressivity.py:quick."
         )
     return config

@@ -104,6 +104,7 @@ def express(
         The form, runnable, with its counts and the difference that was found.
 
     Raises:
+        InputError: If the model cannot be called on `inputs`.
         UnsupportedModelError: If the model has a step that is none of these, or the
             two forms differ by more than `rtol`.
         InvalidArgumentError: If `rtol` is not positive.
@@ -149,6 +150,7 @@ def _difference(
 ) -> float:
     """Largest relative difference on `x` and on two draws of noise of its size."""
     size = jnp.sqrt(jnp.mean(jnp.square(x)))
+    size = jnp.where(size > 0, size, 1.0).astype(x.dtype)
     points = [x]
     for draw in range(2):
         points.append(size * jax.random.normal(jax.random.key(draw), x.shape, x.dtype))

@@ -18,12 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from layerwise import _jax
-from layerwise.errors import InputError, UnsupportedModelError, message
+from layerwise.errors import (
+    InputError,
+    LayerwiseError,
+    UnsupportedModelError,
+    message,
+)
 from layerwise.expressivity import graph as g, linear_maps
 from layerwise.expressivity.scalars import Scalar, apply_scalar
 from layerwise.tracing import as_function
 from layerwise.tracing.graph import Equation, Graph, from_jaxpr
-from layerwise.tracing.model import abstract_params, check_inputs, complete
+from layerwise.tracing.model import abstract_params, call_error, complete
 from layerwise.types import PyTree
 
 
@@ -107,7 +112,8 @@ def net_of(
         maps run the model's own primitives; their matrices are those of its parameters.
 
     Raises:
-        InputError: If the model takes several inputs.
+        InputError: If there are several inputs, integers, or a shape that the model
+            does not take.
         UnsupportedModelError: If an equation is none of affine, elementwise, a maximum
             over windows, or a merge; the message names it.
     """
@@ -124,22 +130,19 @@ def traced(
 ) -> tuple[g.Net, Callable[[jax.Array], jax.Array]]:
     """Returns the graph, and the model itself as a function of its input alone."""
     function = as_function(model, kwargs=kwargs)
-    arrays = check_inputs(function, inputs)
-    if len(arrays) != 1:
-        raise InputError(
-            message(
-                f"{len(arrays)} inputs.",
-                "A network's regions and its form are of one input space.",
-                "Close over the others: model = lambda params, x: apply(params, x, y).",
-            )
-        )
+    arrays = (_one_array(inputs),)
     if params is None and function.params is None and function.init is not None:
         abstract_params(function, arrays)  # says why, if init cannot be called
         draw = jax.random.key(0) if key is None else key
         params = jax.jit(function.init)(draw, *arrays)
     variables = complete(function, params)
     run = functools.partial(function.apply, variables)
-    program = from_jaxpr(jax.make_jaxpr(run)(arrays[0]))
+    try:
+        program = from_jaxpr(jax.make_jaxpr(run)(arrays[0]))
+    except LayerwiseError:
+        raise
+    except Exception as error:  # the model's own code objects to this input
+        raise call_error(function, arrays, error) from error
     source = g.Input(tuple(arrays[0].shape))
     outputs = _translate(program, [_Signal(source, {})])
     if len(outputs) != 1 or not isinstance(outputs[0], _Signal):
@@ -153,6 +156,28 @@ def traced(
     node = outputs[0].node
     assert node is not None
     return g.Net(source, node), run
+
+
+def _one_array(inputs: Any) -> jax.Array:
+    many = inputs if isinstance(inputs, tuple | list) else (inputs,)
+    if len(many) != 1:
+        raise InputError(
+            message(
+                f"{len(many)} inputs.",
+                "A network's regions and its form are of one input space.",
+                "Close over the others: model = lambda params, x: apply(params, x, y).",
+            )
+        )
+    kind = np.asarray(many[0]).dtype
+    if not jnp.issubdtype(kind, jnp.floating):
+        raise InputError(
+            message(
+                f"An input of type {type(many[0]).__name__} ({kind}).",
+                "Affine maps and linear regions are of real numbers.",
+                "Pass a floating-point array, batch axis first.",
+            )
+        )
+    return jnp.asarray(many[0])
 
 
 def _translate(program: Graph, args: Sequence[Any]) -> list[Any]:

@@ -144,6 +144,13 @@ def test_what_cannot_be_expressed_is_named(key):
         express(sorts, x, params=jnp.eye(4))
     with pytest.raises(InputError, match="2 inputs"):
         express(lambda w, x, y: x + y, (x, x), params=jnp.eye(4))
+    with pytest.raises(InputError, match="int32"):
+        express(lambda w, x: x @ w, jnp.ones((2, 4), int), params=jnp.eye(4))
+    with pytest.raises(InputError, match="floating-point"):
+        express(lambda w, x: x @ w, None, params=jnp.eye(4))
+    with pytest.raises(InputError, match="cannot be called"):
+        express(lambda w, x: x @ w, jnp.ones((2, 3)), params=jnp.eye(4))
+    assert express(lambda w, x: x @ w, 0 * x, params=jnp.eye(4)).relative_error < 1e-6
     with pytest.raises(InvalidArgumentError, match="rtol"):
         express(lambda w, x: x @ w, x, params=jnp.eye(4), rtol=0.0)
 
