@@ -12,10 +12,11 @@ import numpy as np
 from benchmarks.models import Case
 from layerwise.measurement import ensemble
 from layerwise.measurement.fast_cpu import faster_draw, override_for
-from layerwise.measurement.measure import automatic_batch, find_sites
+from layerwise.measurement.measure import automatic_batch
 from layerwise.measurement.taps import TappedModel
 from layerwise.tracing import trace
 from layerwise.tracing.model import abstract_params, as_function
+from layerwise.tracing.sites import all_values
 
 
 class Bench:
@@ -33,8 +34,7 @@ class Bench:
         self.params = jax.jit(self._init)(self.key)
         abstract = abstract_params(self.function, (case.inputs,))
         self.traced = trace(self.function, abstract, (case.inputs,))
-        _, values = find_sites(self.traced)
-        self.values = tuple(dict.fromkeys(values))
+        self.values = tuple((s.value, s.iteration) for s in all_values(self.traced))
         self.compile_cpu: dict[str, float] = {}
         self.temp_mb: dict[str, float] = {}
 

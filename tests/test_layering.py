@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": LIBRARY,
     "__init__": LIBRARY,
     "cli": {PUBLIC},
-    "experiments": {PUBLIC, "errors", "zoo", "expressivity"},
+    "experiments": {PUBLIC, "errors", "zoo", "expressivity", "report"},
     "benchmarks": {PUBLIC} | LIBRARY,
 }
 
@@ -74,7 +74,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "jax.core": ("layerwise/_jax.py",),
     "jax.extend": ("layerwise/_jax.py",),
     "jax.interpreters": ("layerwise/_jax.py",),
-    "matplotlib": ("layerwise/report/plots.py",),
+    "matplotlib": ("layerwise/report/plots.py", "layerwise/report/regions_plot.py"),
     "ml_collections": ("experiments/",),
     "tensorflow": ("experiments/",),
     "tensorflow_datasets": ("experiments/",),

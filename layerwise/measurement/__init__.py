@@ -7,7 +7,7 @@ networks of an ensemble are drawn), `ensemble` (many draws in bounded memory), `
 """
 
 from layerwise.measurement.measure import measure
-from layerwise.measurement.result import Measurement, Site
+from layerwise.measurement.result import Measurement
 
 
-__all__ = ["Measurement", "Site", "measure"]
+__all__ = ["Measurement", "measure"]

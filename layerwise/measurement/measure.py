@@ -4,15 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from layerwise.errors import InvalidArgumentError, ParametersError, message
 from layerwise.measurement import ensemble, redraw as laws
 from layerwise.measurement.fast_cpu import faster_draw, override_for
-from layerwise.measurement.result import Measurement, Site, from_ensemble
+from layerwise.measurement.result import Measurement, from_ensemble
 from layerwise.measurement.taps import TappedModel
-from layerwise.tracing import TracedModel, trace
+from layerwise.tracing import Loop, TracedModel, trace
 from layerwise.tracing.model import (
     as_function,
     check_inputs,
@@ -21,6 +20,7 @@ from layerwise.tracing.model import (
     default_inputs,
     own_params,
 )
+from layerwise.tracing.sites import all_values, layer_runs
 from layerwise.types import PyTree
 
 
@@ -112,9 +112,9 @@ def measure(
         chosen = laws.choose(redraw, function, given, arrays)
         law, label = faster_draw(chosen.draw, rewrite), chosen.label
     traced = trace(function, one, arrays)
-    sites, values = find_sites(traced)
-    unique = tuple(dict.fromkeys(values))
-    tapped = TappedModel(traced, unique, override_for(traced, rewrite), loss)
+    sites = all_values(traced)
+    places = tuple((s.value, s.iteration) for s in sites)
+    tapped = TappedModel(traced, places, override_for(traced, rewrite), loss)
     together = batch_size or automatic_batch(traced)
     raw = ensemble.run(
         tapped,
@@ -130,9 +130,8 @@ def measure(
     )
     return from_ensemble(
         raw,
-        np.array([unique.index(v) for v in values]),
         sites=sites,
-        layer_paths=tuple(y.path for y in traced.layers),
+        layer_paths=tuple(run.path for run in layer_runs(traced)),
         law=label,
         requested=draws,
         chunk=ensemble.chunk_size(draws + (given is not None and not stacked), chunk),
@@ -173,49 +172,24 @@ def _stacked(own: PyTree, params: PyTree) -> bool:
     return more and sizes != {()}
 
 
-def find_sites(traced: TracedModel) -> tuple[tuple[Site, ...], list[int]]:
-    """Returns the places to measure, in program order, and the value at each."""
-    graph = traced.graph
-    places: list[tuple[int, Site]] = []
-
-    def add(value: int, layer: int, path: str, kind: str, source: str) -> None:
-        aval = graph.avals[value]
-        if jnp.issubdtype(aval.dtype, jnp.floating):
-            shape = tuple(aval.shape)
-            places.append((value, Site(layer, path, kind, shape, source)))
-
-    signal = traced.signal_input
-    if signal is not None:
-        add(signal, 0, "input", "input", "")
-    for layer in traced.layers:
-        add(layer.u, layer.index, layer.path, "u", layer.source)
-        if layer.v != layer.u:
-            add(layer.v, layer.index, layer.path, "v", layer.source)
-        if layer.z != layer.v:
-            add(layer.z, layer.index, layer.path, "z", layer.source)
-    producers = graph.producers()
-    last = {y.root: y for y in traced.layers}
-    for value, kind in traced.flow.kind.items():
-        if kind == "merge":
-            before = [y for root, y in last.items() if root < value]
-            layer = before[-1] if before else traced.layers[0]
-            equation = producers[value]
-            add(value, layer.index, equation.name, "merge", equation.source)
-    places.sort(key=lambda p: p[0])
-    return tuple(s for _, s in places), [v for v, _ in places]
-
-
 def untapped(traced: TracedModel) -> tuple[str, ...]:
     """Names the equations that hold parameters and were not looked into."""
-    producers = traced.graph.producers()
-    found = []
-    for value, kind in traced.flow.kind.items():
-        if kind in ("loop", "lookup"):
-            equation = producers[value]
-            text = f"{equation.name} at {equation.source}"
-            if text not in found:
-                found.append(text)
-    return tuple(found)
+    found: list[str] = []
+
+    def look(part: TracedModel | Loop) -> None:
+        entered = {loop.equation.outputs[0] for loop in part.loops}
+        producers = part.graph.producers()
+        for value, kind in part.flow.kind.items():
+            equation = producers.get(value)
+            if equation is None or kind not in ("loop", "lookup"):
+                continue
+            if equation.outputs[0] not in entered:
+                found.append(f"{equation.name} at {equation.source}")
+        for loop in part.loops:
+            look(loop)
+
+    look(traced)
+    return tuple(dict.fromkeys(found))
 
 
 def automatic_batch(traced: TracedModel) -> int:
@@ -225,10 +199,10 @@ def automatic_batch(traced: TracedModel) -> int:
     while a product is smaller than the cost of its dispatch; a batch of convolutions
     turns into a grouped convolution, which does not pay on CPU at any size met.
     """
-    if any(y.kind == "conv" for y in traced.layers):
+    if any(y.kind == "conv" for y in traced.all_layers()):
         return 1
     flops = [
         2.0 * y.connections.fan_in * np.prod(y.shape, dtype=float)
-        for y in traced.layers
+        for y in traced.all_layers()
     ]
     return int(np.clip(2e6 / np.median(flops), 1, 64))

@@ -8,30 +8,11 @@ import numpy as np
 
 from layerwise.measurement.ensemble import GIVEN, Ensemble
 from layerwise.tracing import TracedModel
+from layerwise.tracing.sites import NamedValue
 
 
 if TYPE_CHECKING:
     import pandas
-
-
-@dataclasses.dataclass(frozen=True)
-class Site:
-    """A place of the network whose value and cotangent were measured.
-
-    Attributes:
-        layer: Number of the layer that it belongs to; 0 for the input.
-        path: Path of the layer.
-        kind: "input", "u" (pre-activation, after the bias), "v" (after the activation),
-            "z" (after the pooling), or "merge" (a sum or concatenation).
-        shape: Shape of the value, batch included.
-        source: The user's source line.
-    """
-
-    layer: int
-    path: str
-    kind: str
-    shape: tuple[int, ...]
-    source: str
 
 
 STATISTICS = ("mean", "variance", "second_moment")
@@ -60,7 +41,7 @@ class Measurement:
         untapped: Equations that hold weights and were not looked into, in words.
     """
 
-    sites: tuple[Site, ...]
+    sites: tuple[NamedValue, ...]
     draws: np.ndarray
     mean: dict[str, np.ndarray]
     variance: dict[str, np.ndarray]
@@ -204,20 +185,13 @@ def summarize(samples: np.ndarray) -> Summary:
     )
 
 
-def from_ensemble(
-    ensemble: Ensemble, columns: np.ndarray, **fields: object
-) -> Measurement:
-    """Builds a `Measurement`; `columns` maps each site to its tapped value."""
+def from_ensemble(ensemble: Ensemble, **fields: object) -> Measurement:
+    """Builds a `Measurement` from raw statistics and the other fields."""
+    sides = {"forward": ensemble.forward, "backward": ensemble.backward}
     return Measurement(
         draws=ensemble.draws,
-        mean={
-            "forward": ensemble.forward[:, columns, 0],
-            "backward": ensemble.backward[:, columns, 0],
-        },
-        variance={
-            "forward": ensemble.forward[:, columns, 1],
-            "backward": ensemble.backward[:, columns, 1],
-        },
+        mean={name: raw[..., 0] for name, raw in sides.items()},
+        variance={name: raw[..., 1] for name, raw in sides.items()},
         weight_variance=ensemble.weight,
         bias_variance=ensemble.bias,
         **fields,  # type: ignore[arg-type]

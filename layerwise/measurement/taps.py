@@ -8,14 +8,17 @@ parameters are constants of what is differentiated, no weight gradient is comput
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from layerwise.tracing import TracedModel
-from layerwise.tracing.graph import Evaluator, evaluate
+from layerwise.tracing import Loop, TracedModel
+from layerwise.tracing.graph import Equation, Evaluator, Graph, evaluate
+from layerwise.tracing.sites import layer_runs
 from layerwise.types import PyTree
 
 
@@ -59,20 +62,24 @@ def _tap_backward(frame: Frame, cotangent: jax.Array) -> tuple:
 tap.defvjp(_tap_forward, _tap_backward)
 
 
+Place = tuple[int, tuple[int, ...]]
+"""A value of the program and, for one in the body of a loop, the iteration."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TappedModel:
     """A traced model with taps on some of its values.
 
     Attributes:
         traced: The model.
-        values: The values that are tapped, in order.
+        values: Where to tap, in order.
         override: Faster equivalents of some equations, or None.
         loss: Function of the model's output to differentiate, or None for independent
             cotangents of +1 and -1 at every entry of the output.
     """
 
     traced: TracedModel
-    values: tuple[int, ...]
+    values: tuple[Place, ...]
     override: Evaluator | None = None
     loss: Callable[[PyTree], jax.Array] | None = None
 
@@ -95,46 +102,36 @@ class TappedModel:
         Returns:
             ``forward`` and ``backward``, each ``(n_values, 2)``: moments as their
             frames see them. ``weight`` and ``bias``, each ``(n_layers,)``: second
-            moments of the parameters as the layers use them.
+            moments of the parameters as the layers use them, one for each execution
+            of a layer.
         """
         traced = self.traced
-        slot = {v: i for i, v in enumerate(self.values)}
         args = jax.tree.leaves((params, tuple(inputs)))
-        used = {y.weight for y in traced.layers}
-        used |= {y.bias for y in traced.layers if y.bias is not None}
+        runs = layer_runs(traced)
+        used = {r.layer.weight for r in runs}
+        used |= {r.layer.bias for r in runs if r.layer.bias is not None}
+        run = _Run(traced.loops, frozenset(used), self.override)
+        order = _Order.of(self.values)
+        split = None if frames is None else order.split(jnp.swapaxes(frames, 0, 1))
 
-        def run(sinks: list[Moments]) -> tuple[jax.Array, Any]:
-            seen: dict[int, Moments] = {}
-            parameters: dict[int, jax.Array] = {}
+        def tapped(sinks: dict[int, Moments]) -> tuple[jax.Array, Any]:
+            outputs, seen, second = run.graph(traced.graph, args, sinks, split)
+            return self._loss(outputs, key), (seen, second)
 
-            def on_value(value: int, x: Any) -> Any:
-                if value in used:
-                    parameters[value] = _second(x)
-                i = slot.get(value)
-                if i is None:
-                    return x
-                ahead, back = (None, None) if frames is None else frames[:, i]
-                seen[i] = moments(jax.lax.stop_gradient(x), ahead)
-                return tap(x, sinks[i], back)
-
-            outputs = evaluate(
-                traced.graph, args, override=self.override, on_value=on_value
-            )
-            forward = jnp.stack([seen[i] for i in range(len(self.values))])
-            return self._loss(outputs, key), (forward, parameters)
-
-        sinks = [jnp.zeros(2, jnp.float32) for _ in self.values]
-        (_, (forward, parameters)), backward = jax.value_and_grad(run, has_aux=True)(
-            sinks
+        (_, (seen, second)), sunk = jax.value_and_grad(tapped, has_aux=True)(
+            {v: jnp.zeros((*n, 2), jnp.float32) for v, n in order.shapes.items()}
         )
         zero = jnp.zeros((), jnp.float32)
+        weights = [second[r.layer.weight][r.iteration] for r in runs]
+        biases = [
+            zero if r.layer.bias is None else second[r.layer.bias][r.iteration]
+            for r in runs
+        ]
         return {
-            "forward": forward,
-            "backward": jnp.stack(backward),
-            "weight": jnp.stack([parameters[y.weight] for y in traced.layers]),
-            "bias": jnp.stack(
-                [zero if y.bias is None else parameters[y.bias] for y in traced.layers]
-            ),
+            "forward": order.join(seen),
+            "backward": order.join(sunk),
+            "weight": jnp.stack(weights),
+            "bias": jnp.stack(biases),
         }
 
     def _loss(self, outputs: list[jax.Array], key: jax.Array) -> jax.Array:
@@ -152,3 +149,131 @@ class TappedModel:
 
 def _second(x: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(jax.lax.stop_gradient(x).astype(jnp.float32)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Order:
+    """The order of places, and that of arrays that hold a value's iterations.
+
+    Attributes:
+        shapes: Value -> number of iterations of each loop around it.
+        rows: Where each place stands when those arrays are flattened and joined.
+    """
+
+    shapes: dict[int, tuple[int, ...]]
+    rows: np.ndarray
+
+    @classmethod
+    def of(cls, places: Sequence[Place]) -> "_Order":
+        shapes: dict[int, tuple[int, ...]] = {}
+        for value, i in places:
+            most = shapes.get(value, (0,) * len(i))
+            shapes[value] = tuple(max(a, b + 1) for a, b in zip(most, i, strict=True))
+        start, at = {}, 0
+        for value, shape in shapes.items():
+            start[value] = at
+            at += math.prod(shape)
+        rows = [
+            start[v] + (int(np.ravel_multi_index(i, shapes[v])) if i else 0)
+            for v, i in places
+        ]
+        return cls(shapes, np.array(rows))
+
+    def join(self, arrays: dict[int, jax.Array]) -> jax.Array:
+        """Returns one row per place from one array per value."""
+        flat = [arrays[v].reshape(-1, arrays[v].shape[-1]) for v in self.shapes]
+        joined = jnp.concatenate(flat)
+        if np.array_equal(self.rows, np.arange(len(joined))):
+            return joined
+        return joined[self.rows]
+
+    def split(self, rows: jax.Array) -> dict[int, jax.Array]:
+        """Returns one array per value from one row per place."""
+        total = sum(math.prod(shape) for shape in self.shapes.values())
+        flat = jnp.zeros((total, *rows.shape[1:]), rows.dtype).at[self.rows].set(rows)
+        out, at = {}, 0
+        for value, shape in self.shapes.items():
+            n = math.prod(shape)
+            out[value] = flat[at : at + n].reshape(*shape, *rows.shape[1:])
+            at += n
+        return out
+
+
+_Seen = dict[int, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """Evaluates a graph with taps, and the bodies of its loops with theirs.
+
+    Attributes:
+        loops: The scans to look into.
+        used: Values that hold weights and biases, whose second moments are returned.
+        override: Faster equivalents of some equations, or None.
+    """
+
+    loops: tuple[Loop, ...]
+    used: frozenset[int]
+    override: Evaluator | None
+
+    def graph(
+        self, graph: Graph, args: Sequence[Any], sinks: _Seen, frames: _Seen | None
+    ) -> tuple[list[Any], _Seen, _Seen]:
+        """Returns the outputs, the moments of tapped values and those of parameters."""
+        seen: _Seen = {}
+        second: _Seen = {}
+        loops = {loop.equation.outputs[0]: loop for loop in self.loops}
+
+        def on_value(value: int, x: Any) -> Any:
+            if value in self.used:
+                second[value] = _second(x)
+            if value not in sinks:
+                return x
+            ahead, back = (None, None) if frames is None else frames[value]
+            seen[value] = moments(jax.lax.stop_gradient(x), ahead)
+            return tap(x, sinks[value], back)
+
+        def override(equation: Equation, operands: list[Any]) -> list[Any] | None:
+            loop = loops.get(equation.outputs[0]) if equation.outputs else None
+            if loop is None:
+                return (
+                    None if self.override is None else self.override(equation, operands)
+                )
+            outs, inner, parameters = self.scan(loop, operands, sinks, frames)
+            seen.update(inner)
+            second.update(parameters)
+            return outs
+
+        outs = evaluate(graph, args, override=override, on_value=on_value)
+        return outs, seen, second
+
+    def scan(
+        self, loop: Loop, operands: list[Any], sinks: _Seen, frames: _Seen | None
+    ) -> tuple[list[Any], _Seen, _Seen]:
+        """Runs a scan with taps in its body.
+
+        Sinks and frames go in by iteration, and moments come out by iteration.
+        """
+        p = loop.equation.params
+        first, after = p["num_consts"], p["num_consts"] + p["num_carry"]
+        inside = {v for g in loop.graphs() for v in g.avals} & set(sinks)
+        inner = dataclasses.replace(self, loops=loop.loops)
+        own = {v: sinks[v] for v in inside}
+        framed = None if frames is None else {v: frames[v] for v in inside}
+
+        def body(carry: list[Any], x: Any) -> tuple[list[Any], Any]:
+            slices, sinks, frames = x
+            args = [*operands[:first], *carry, *slices]
+            outs, seen, second = inner.graph(loop.graph, args, sinks, frames)
+            n = p["num_carry"]
+            return outs[:n], (outs[n:], seen, second)
+
+        carry, (ys, seen, second) = jax.lax.scan(
+            body,
+            operands[first:after],
+            (operands[after:], own, framed),
+            length=p["length"],
+            reverse=p["reverse"],
+            unroll=p["unroll"],
+        )
+        return [*carry, *ys], seen, second

@@ -57,6 +57,12 @@ def chain(traced: TracedModel) -> tuple[ChainLayer, ...]:
         UnsupportedModelError: If the model is not one chain of weight operations, each
             followed by an activation and at most one kind of pooling.
     """
+    for loop in traced.loops:
+        raise _unsupported(
+            f"{loop.layers[0].path if loop.layers else 'A layer'} runs inside a scan "
+            f"at {loop.equation.source}",
+            "layers in a loop",
+        )
     layers = tuple(_layer(y) for y in traced.layers)
     before = None
     for layer in traced.layers:

@@ -48,17 +48,19 @@ class Dataflow:
 _NONE: frozenset[str] = frozenset()
 
 
-def analyze(graph: Graph, signals: Sequence[int], names: Mapping[int, str]) -> Dataflow:
+def analyze(
+    graph: Graph, signals: Sequence[int], given: Mapping[int, frozenset[str]]
+) -> Dataflow:
     """Finds the role of every value of `graph`.
 
     Args:
         graph: The program.
         signals: Those of its inputs that are data.
-        names: The other inputs, with the names of their parameter leaves.
+        given: The other inputs, with the parameter leaves that they are made of.
     """
     root: dict[int, int] = {v: v for v in signals}
     kind: dict[int, str] = dict.fromkeys(signals, "input")
-    leaves: dict[int, frozenset[str]] = {v: frozenset([n]) for v, n in names.items()}
+    leaves: dict[int, frozenset[str]] = dict(given)
 
     for equation in graph.equations:
         roots = {root[v] for v in equation.values_in if v in root}
@@ -77,6 +79,33 @@ def analyze(graph: Graph, signals: Sequence[int], names: Mapping[int, str]) -> D
                 root[v] = v
                 kind[v] = role
     return Dataflow(root, leaves, kind)
+
+
+def analyze_scan(equation: Equation, outer: Dataflow) -> Dataflow:
+    """Finds the roles of the values in the body of a scan.
+
+    The body's inputs are constants, carries and slices, in the order of the equation's
+    operands. A carry is a signal if it enters as one or becomes one; it is made of the
+    leaves that it enters with.
+    """
+    body = equation.bodies[0]
+    first = equation.params["num_consts"]
+    carries = equation.params["num_carry"]
+    pairs = list(zip(body.inputs, equation.inputs, strict=True))
+    signals = {v for v, atom in pairs if outer.is_signal(atom)}
+    while True:
+        given = {v: outer.leaves_of(a) for v, a in pairs if v not in signals}
+        flow = analyze(body, [v for v in body.inputs if v in signals], given)
+        become = {
+            v
+            for v, out in zip(
+                body.inputs[first : first + carries], body.outputs, strict=False
+            )
+            if flow.is_signal(out)
+        }
+        if become <= signals:
+            return flow
+        signals |= become
 
 
 def _role(equation: Equation, n_roots: int, leaves: frozenset[str]) -> str | None:

@@ -9,24 +9,16 @@ begins a region of its own.
 """
 
 import dataclasses
-import functools
-import itertools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from layerwise.errors import InputError, LayerwiseError, UnsupportedModelError, message
-from layerwise.tracing import connections, dataflow, primitives
 from layerwise.tracing.connections import Connections
 from layerwise.tracing.dataflow import Dataflow
-from layerwise.tracing.graph import Equation, Graph, from_jaxpr
-from layerwise.tracing.model import ModelFunction, call_error, leaf_name
-from layerwise.tracing.pointwise import ScalarFunction, scalar_function
-from layerwise.types import PyTree
+from layerwise.tracing.graph import Equation, Graph
+from layerwise.tracing.model import ModelFunction
+from layerwise.tracing.pointwise import ScalarFunction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +86,34 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Loop:
+    """A scan whose body holds layers.
+
+    Attributes:
+        equation: The scan; its body is ``equation.bodies[0]``.
+        flow: The roles of the body's values.
+        layers: The layers of the body.
+        loops: The scans within it that hold layers.
+        length: How often the body runs.
+    """
+
+    equation: Equation
+    flow: Dataflow
+    layers: tuple[Layer, ...]
+    loops: tuple["Loop", ...]
+    length: int
+
+    @property
+    def graph(self) -> Graph:
+        """The body."""
+        return self.equation.bodies[0]
+
+    def graphs(self) -> tuple[Graph, ...]:
+        """Returns the body and those of the loops within it."""
+        return (self.graph, *(g for loop in self.loops for g in loop.graphs()))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class TracedModel:
     """A model's program with its layers found.
 
@@ -101,7 +121,8 @@ class TracedModel:
         model: The pure function that was traced.
         graph: Its program; graph inputs are the parameter leaves, then the data inputs.
         flow: What is signal, what is parameter, what merges.
-        layers: In program order.
+        layers: In program order, without those of loops.
+        loops: The scans that hold layers.
         leaf_values: Parameter leaf name -> its graph input.
         input_values: The data inputs among the graph inputs.
         output_tree: Structure of what the model returns.
@@ -111,239 +132,26 @@ class TracedModel:
     graph: Graph
     flow: Dataflow
     layers: tuple[Layer, ...]
+    loops: tuple[Loop, ...]
     leaf_values: Mapping[str, int]
     input_values: tuple[int, ...]
     output_tree: Any
 
     @property
     def signal_input(self) -> int | None:
-        """The floating-point input that the first layers read, if there is just one."""
-        roots = {y.operand_root for y in self.layers}
+        """The floating-point data input, if there is just one."""
+        read = {v for e in self.graph.equations for v in e.values_in}
         floats = [
             v
             for v in self.input_values
-            if v in roots and jnp.issubdtype(self.graph.avals[v].dtype, jnp.floating)
+            if v in read and jnp.issubdtype(self.graph.avals[v].dtype, jnp.floating)
         ]
         return floats[0] if len(floats) == 1 else None
 
+    def all_layers(self) -> tuple[Layer, ...]:
+        """Returns the layers, those of loops' bodies included, in program order."""
 
-def trace(model: ModelFunction, params: PyTree, inputs: Sequence[Any]) -> TracedModel:
-    """Traces a model and finds its layers. Nothing is computed.
+        def inside(part: "TracedModel | Loop") -> list[Layer]:
+            return [*part.layers, *(y for loop in part.loops for y in inside(loop))]
 
-    Args:
-        model: The model as a pure function.
-        params: Its parameters, as arrays or as `jax.ShapeDtypeStruct`.
-        inputs: Its data inputs, likewise.
-
-    Raises:
-        UnsupportedModelError: If the model has no weight operations, one with fan-in 0,
-            or branches in Python on the values of its data.
-        InputError: If the model cannot be called on these inputs, or if integers enter
-            a weight operation as if they were a signal.
-    """
-    try:
-        jaxpr, output = jax.make_jaxpr(model.apply, return_shape=True)(params, *inputs)
-    except LayerwiseError:
-        raise
-    except Exception as error:
-        raise call_error(model, inputs, error) from error
-    graph = from_jaxpr(jaxpr)
-    paths = [p for p, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-    leaf_values = {leaf_name(p): v for p, v in zip(paths, graph.inputs, strict=False)}
-    data = graph.inputs[len(paths) :]
-    flow = dataflow.analyze(graph, data, {v: n for n, v in leaf_values.items()})
-    finder = _LayerFinder(graph, flow, inputs)
-    layers = finder.layers(model)
-    return TracedModel(
-        model, graph, flow, layers, leaf_values, data, jax.tree.structure(output)
-    )
-
-
-class _LayerFinder:
-    def __init__(self, graph: Graph, flow: Dataflow, inputs: Sequence[Any]):
-        self.graph = graph
-        self.flow = flow
-        self.producers = graph.producers()
-        first = next((x for x in inputs if getattr(x, "ndim", 0)), None)
-        self.batch = first.shape[0] if first is not None else 1
-        self.used: dict[str, int] = {}
-        self.functions: dict[str, ScalarFunction] = {}
-        self.constant: Callable[[int], np.ndarray | None] = functools.cache(
-            lambda v: dataflow.constant_value(graph, v, flow)
-        )
-
-    def layers(self, model: ModelFunction) -> tuple[Layer, ...]:
-        found: list[Layer] = []
-        for equation in self.graph.equations:
-            out = equation.outputs[0] if equation.outputs else -1
-            if self.flow.kind.get(out) == "weight" and self.flow.root[out] == out:
-                found.append(self.layer(equation, len(found) + 1))
-        if not found:
-            raise UnsupportedModelError(
-                message(
-                    f"{model.name} has no weight operation "
-                    f"({len(self.graph.equations)} equations were read).",
-                    "Variance is propagated by dense and convolution layers; between "
-                    "them nothing is random.",
-                    "Pass a model with at least one dense or convolution layer.",
-                )
-            )
-        return tuple(found)
-
-    def layer(self, equation: Equation, index: int) -> Layer:
-        signal, weight = self.split_operands(equation)
-        leaves = sorted(self.flow.leaves_of(weight))
-        path = self.name(leaves, weight)
-        counted = self.count(equation, signal, weight, path)
-        self.refuse_integers(signal, path)
-        chain = dataflow.dominators(self.graph, self.flow, equation.outputs[0])
-        steps = [self.step(a, b) for a, b in itertools.pairwise(chain)]
-        u, bias, rest = _after_bias(chain[0], steps)
-        v = u
-        for step in rest:
-            if step.kind in ("max_pool", "sum_pool", "other"):
-                break
-            v = step.value
-        bias_value = self.bias_operand(bias) if bias is not None else None
-        return Layer(
-            index=index,
-            path=path,
-            kind="conv" if equation.name == "conv_general_dilated" else "dense",
-            operand=signal,
-            operand_root=self.flow.root[signal],
-            root=chain[0],
-            u=u,
-            v=v,
-            z=rest[-1].value if rest else u,
-            weight=weight,
-            weight_leaves=tuple(leaves),
-            bias=bias_value,
-            bias_leaves=tuple(sorted(self.flow.leaves_of(bias_value)))
-            if bias_value is not None
-            else (),
-            connections=counted,
-            steps=tuple(rest),
-            shape=tuple(self.graph.avals[u].shape),
-            source=equation.source,
-        )
-
-    def split_operands(self, equation: Equation) -> tuple[int, int]:
-        a, b = equation.inputs[:2]
-        signal, weight = (a, b) if self.flow.is_signal(a) else (b, a)
-        assert isinstance(signal, int)
-        assert isinstance(weight, int)
-        return signal, weight
-
-    def name(self, leaves: Sequence[str], weight: int) -> str:
-        sizes = {
-            n: math.prod(self.graph.avals[v].shape)
-            for v in self.graph.inputs
-            for n in self.flow.leaves_of(v)
-        }
-        owner = max(leaves, key=lambda n: (sizes.get(n, 0), n))
-        path = owner.rpartition("/")[0] or owner
-        count = self.used[path] = self.used.get(path, 0) + 1
-        return path if count == 1 else f"{path}#{count}"
-
-    def count(
-        self, equation: Equation, signal: int, weight: int, path: str
-    ) -> Connections:
-        shape, kernel = (tuple(self.graph.avals[v].shape) for v in (signal, weight))
-        first = equation.inputs[0] == signal
-        if equation.name == "conv_general_dilated":
-            if not first:
-                raise UnsupportedModelError(
-                    message(
-                        f"{path} convolves a weight with the signal as its kernel, at "
-                        f"{equation.source}.",
-                        "Its connections are those of a hypernetwork, not of a layer.",
-                        "Pass the signal as the first operand of the convolution.",
-                    )
-                )
-            counted = connections.conv_connections(equation, shape, kernel)
-        else:
-            counted = connections.dot_connections(
-                equation, shape, kernel, first, self.batch
-            )
-        if counted.fan_in == 0:
-            raise UnsupportedModelError(
-                message(
-                    f"{path} has fan-in 0: it reads {shape} with a weight {kernel}, at "
-                    f"{equation.source}.",
-                    "Its output is zero whatever its weights are.",
-                    "Give the layer before it at least one feature.",
-                )
-            )
-        return counted
-
-    def refuse_integers(self, signal: int, path: str) -> None:
-        """Raises if `signal` is an integer input that only layout has touched."""
-        at = signal
-        while at in self.producers and self.producers[at].name in primitives.LAYOUT:
-            (at,) = self.producers[at].values_in[:1]
-        dtype = self.graph.avals[at].dtype
-        if self.flow.kind.get(at) == "input" and not jnp.issubdtype(dtype, jnp.inexact):
-            raise InputError(
-                message(
-                    f"The input is {dtype}, and {path} multiplies it by weights.",
-                    "Raw integers (pixels in 0..255, token numbers) are not a signal "
-                    "of unit scale.",
-                    "Pass normalized floats: inputs = (x / 255.0 - mean) / std; token "
-                    "numbers belong in an embedding.",
-                )
-            )
-
-    def bias_operand(self, step: Step) -> int | None:
-        equation = self.producers[step.value]
-        others = [v for v in equation.values_in if not self.flow.is_signal(v)]
-        return others[0] if others else None
-
-    def step(self, before: int, after: int) -> Step:
-        equations = dataflow.between(self.graph, self.flow, before, after)
-        names = tuple(e.name for e in equations)
-        place = equations[-1].source
-        make = functools.partial(Step, value=after, names=names, source=place)
-        if all(n in primitives.LAYOUT for n in names):
-            return make("layout")
-        if len(equations) == 1:
-            single = self.single_step(equations[0])
-            if single is not None:
-                kind, window = single
-                return make(kind, window=window)
-        phi = scalar_function(equations, before, after, self.constant)
-        if phi is None:
-            return make("other")
-        # One function object for all layers with the same activation: what is compiled
-        # or integrated for one of them serves all.
-        key = str(jax.make_jaxpr(phi)(jax.ShapeDtypeStruct((), jnp.float32)))
-        return make("pointwise", phi=self.functions.setdefault(key, phi))
-
-    def single_step(self, equation: Equation) -> tuple[str, int] | None:
-        """Returns (kind, window) of a step that is one equation with a known role."""
-        p = equation.params
-        shape = self.graph.avals[equation.values_in[0]].shape
-        made_of = frozenset().union(*map(self.flow.leaves_of, equation.inputs))
-        match equation.name:
-            case "add" | "sub" | "add_any" if made_of:
-                return "bias", 1
-            case "mul" | "div" if made_of:
-                return "scale", 1
-            case "reduce_window_max":
-                return "max_pool", math.prod(p["window_dimensions"])
-            case "reduce_window_sum":
-                return "sum_pool", math.prod(p["window_dimensions"])
-            case "reduce_max":
-                return "max_pool", math.prod(shape[a] for a in p["axes"])
-            case "reduce_sum":
-                return "sum_pool", math.prod(shape[a] for a in p["axes"])
-        return None
-
-
-def _after_bias(start: int, steps: list[Step]) -> tuple[int, Step | None, list[Step]]:
-    """Returns u, the bias step if there is one, and the steps that follow u."""
-    for i, step in enumerate(steps):
-        if step.kind == "bias":
-            return step.value, step, steps[i + 1 :]
-        if step.kind != "layout":
-            break
-    return start, None, steps
+        return tuple(sorted(inside(self), key=lambda y: y.root))

@@ -243,7 +243,7 @@ def call_error(
     error: Exception,
     failed: Sequence[str] = (),
 ) -> LayerwiseError:
-    """Says what the model objected to when it was called, or what was traced in vain."""
+    """Says what the model objected to when it was called."""
     if isinstance(error, jax.errors.ConcretizationTypeError):
         return UnsupportedModelError(
             message(

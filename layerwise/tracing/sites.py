@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from layerwise.tracing.layers import TracedModel
+from layerwise.tracing.layers import Layer, Loop, TracedModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +19,7 @@ class NamedValue:
             "z" (after the pooling), or "merge" (a sum, product or concatenation).
         shape: Shape of the value, batch included.
         source: The user's source line.
+        iteration: The iteration of each loop around it, outermost first.
     """
 
     value: int
@@ -27,32 +28,93 @@ class NamedValue:
     kind: str
     shape: tuple[int, ...]
     source: str
+    iteration: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRun:
+    """One execution of a layer: layers in loops run more than once.
+
+    Attributes:
+        layer: The layer.
+        number: 1 for the first that the program runs, and so on.
+        path: The layer's path, with ``[i]`` for each loop around it.
+        iteration: The iteration of each loop around it, outermost first.
+    """
+
+    layer: Layer
+    number: int
+    path: str
+    iteration: tuple[int, ...]
 
 
 def named_values(traced: TracedModel) -> tuple[NamedValue, ...]:
-    """Returns the input, every layer's u, v and z, and every merge."""
-    graph = traced.graph
+    """Returns the input, every layer's u, v and z, and every merge; no loop's."""
+    return tuple(n for n in all_values(traced) if not n.iteration)
+
+
+def all_values(traced: TracedModel) -> tuple[NamedValue, ...]:
+    """Returns the same with the values in loops, once for each iteration."""
     found: list[NamedValue] = []
+    value = traced.signal_input
+    if value is not None:
+        shape = tuple(traced.graph.avals[value].shape)
+        found.append(NamedValue(value, 0, "input", "input", shape, ""))
+    return tuple(found + _Walk().part(traced, ())[0])
 
-    def add(value: int, layer: int, path: str, kind: str, source: str) -> None:
-        aval = graph.avals[value]
-        if jnp.issubdtype(aval.dtype, jnp.floating):
-            shape = tuple(aval.shape)
-            found.append(NamedValue(value, layer, path, kind, shape, source))
 
-    if traced.signal_input is not None:
-        add(traced.signal_input, 0, "input", "input", "")
-    for y in traced.layers:
-        add(y.u, y.index, y.path, "u", y.source)
-        if y.v != y.u:
-            add(y.v, y.index, y.path, "v", y.source)
-        if y.z != y.v:
-            add(y.z, y.index, y.path, "z", y.source)
-    producers = graph.producers()
-    for value, kind in traced.flow.kind.items():
-        if kind == "merge":
-            before = [y for y in traced.layers if y.root < value]
-            layer = before[-1] if before else traced.layers[0]
-            equation = producers[value]
-            add(value, layer.index, equation.name, "merge", equation.source)
-    return tuple(sorted(found, key=lambda p: p.value))
+def layer_runs(traced: TracedModel) -> tuple[LayerRun, ...]:
+    """Returns every execution of a layer, in program order."""
+    return tuple(_Walk().part(traced, ())[1])
+
+
+class _Walk:
+    """Walks the program in order, loops iteration by iteration, and counts layers."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def part(
+        self, part: TracedModel | Loop, iteration: tuple[int, ...]
+    ) -> tuple[list[NamedValue], list[LayerRun]]:
+        values: list[tuple[int, list[NamedValue]]] = []
+        runs: list[LayerRun] = []
+        suffix = "".join(f"[{i}]" for i in iteration)
+        producers = part.graph.producers()
+
+        def add(value: int, path: str, kind: str, source: str) -> None:
+            aval = part.graph.avals[value]
+            if jnp.issubdtype(aval.dtype, jnp.floating):
+                shape = tuple(aval.shape)
+                number = max(self.count, 1)
+                at = NamedValue(value, number, path, kind, shape, source, iteration)
+                values.append((value, [at]))
+
+        for start, item in sorted(_items(part), key=lambda pair: pair[0]):
+            if isinstance(item, Layer):
+                self.count += 1
+                path = item.path + suffix
+                runs.append(LayerRun(item, self.count, path, iteration))
+                add(item.u, path, "u", item.source)
+                if item.v != item.u:
+                    add(item.v, path, "v", item.source)
+                if item.z != item.v:
+                    add(item.z, path, "z", item.source)
+            elif isinstance(item, Loop):
+                for i in range(item.length):
+                    inner, again = self.part(item, (*iteration, i))
+                    values.append((start, inner))
+                    runs += again
+            else:
+                equation = producers[item]
+                add(item, equation.name + suffix, "merge", equation.source)
+        values.sort(key=lambda pair: pair[0])
+        return [at for _, some in values for at in some], runs
+
+
+def _items(part: TracedModel | Loop) -> list[tuple[int, Layer | Loop | int]]:
+    """Returns layers, loops and merges, each with the value that it begins with."""
+    items: list[tuple[int, Layer | Loop | int]] = [(y.root, y) for y in part.layers]
+    items += [(loop.equation.outputs[0], loop) for loop in part.loops]
+    items += [(v, v) for v, kind in part.flow.kind.items() if kind == "merge"]
+    return items
