@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 
 from layerwise.nn.blocks.plain import PlainSpec, PoolSpec, plain_stack
+from layerwise.nn.blocks.residual import stages
 from layerwise.nn.kernels import HE_NORMAL, per_layer
 from layerwise.nn.modules import global_average_pool
 from layerwise.types import Initializer
@@ -41,6 +42,11 @@ class PlainNet(nn.Module):
     image_size: int = 224
     kernel_init: Initializer | Sequence[Initializer] = HE_NORMAL
     dtype: Any = None
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the four stages."""
+        return (self.width, 2 * self.width, 4 * self.width, 8 * self.width)
 
     @property
     def table(self) -> tuple[PlainSpec, ...]:
@@ -73,11 +79,8 @@ class F34(PlainNet):
     def table(self) -> tuple[PlainSpec, ...]:
         """Table 3 of the paper; strides of 2 at layers 1, 8, 16 and 28."""
         rows = [PlainSpec(self.width, 7, 2, pool=PoolSpec(3, 2, 1))]
-        for stage, depth in enumerate((6, 8, 12, 6)):
-            features = self.width * 2**stage
-            for index in range(depth):
-                stride = 2 if stage > 0 and index == 0 else 1
-                rows.append(PlainSpec(features, 3, stride=stride))
+        for features, stride in stages((6, 8, 12, 6), self.widths):
+            rows.append(PlainSpec(features, 3, stride))
         return tuple(rows)
 
 
@@ -88,13 +91,10 @@ class F50(PlainNet):
     def table(self) -> tuple[PlainSpec, ...]:
         """Blocks 1x1, 3x3, 1x1 in stages of 3, 4, 6, 3; the 3x3 carries the stride."""
         rows = [PlainSpec(self.width, 7, 2, pool=PoolSpec(3, 2, 1))]
-        for stage, depth in enumerate((3, 4, 6, 3)):
-            features = self.width * 2**stage
-            for index in range(depth):
-                stride = 2 if stage > 0 and index == 0 else 1
-                rows.append(PlainSpec(features, 1))
-                rows.append(PlainSpec(features, 3, stride=stride))
-                rows.append(PlainSpec(4 * features, 1))
+        for features, stride in stages((3, 4, 6, 3), self.widths):
+            rows.append(PlainSpec(features, 1))
+            rows.append(PlainSpec(features, 3, stride))
+            rows.append(PlainSpec(4 * features, 1))
         return tuple(rows)
 
 

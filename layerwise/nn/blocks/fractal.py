@@ -41,7 +41,8 @@ class FractalBlock(ConvModule, kw_only=True):
 
     A conv is 3x3, BN, ReLU. The longest path has 2**(C-1) of them, the shortest one.
     All columns that end at the same place are joined at once. It is not residual:
-    no path is an identity.
+    no path is an identity. Of the two kinds of drop-path only the local one is here,
+    not the global one, which trains a single column in every second mini-batch.
 
     Attributes:
         features: Channels of every convolution.

@@ -11,9 +11,6 @@ from layerwise.nn.modules import max_pool
 from layerwise.types import Initializer
 
 
-Padding = str | Sequence[tuple[int, int]]
-
-
 class PoolSpec(NamedTuple):
     """Max pooling after a convolution. Padding is -inf: nothing, after ReLU."""
 
