@@ -1,10 +1,17 @@
 """Predicts, measures and fixes the per-layer variance of networks at initialization."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from layerwise import errors, zoo
 from layerwise.initializers import Law, initialize, scheme_law, scheme_names
 from layerwise.measurement import Measurement, measure
 from layerwise.report import VarianceReport, plot_comparison, propagate_variance
 
+
+if TYPE_CHECKING:
+    from layerwise import expressivity
+    from layerwise.expressivity import express
 
 __version__ = "0.1.0"
 __all__ = [
@@ -12,6 +19,8 @@ __all__ = [
     "Measurement",
     "VarianceReport",
     "errors",
+    "express",
+    "expressivity",
     "initialize",
     "measure",
     "plot_comparison",
@@ -20,3 +29,21 @@ __all__ = [
     "scheme_names",
     "zoo",
 ]
+
+# What needs more of SciPy than a first measurement does is imported when it is used.
+_LAZY = {
+    "expressivity": ("layerwise.expressivity", None),
+    "express": ("layerwise.expressivity", "express"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'layerwise' has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    loaded = importlib.import_module(module)
+    return loaded if attribute is None else getattr(loaded, attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

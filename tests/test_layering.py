@@ -291,7 +291,7 @@ BAD = {
     "matplotlib where it is loaded after all": (
         "layerwise/report/bad.py",
         "if TYPE_CHECKING:\n    pass\nelse:\n    import matplotlib",
-        "only layerwise/report/plots.py may import matplotlib",
+        "layerwise/report/regions_plot.py may import matplotlib",
     ),
     "flax in theory": (
         "layerwise/theory/bad.py",
@@ -301,7 +301,7 @@ BAD = {
     "matplotlib outside the plots": (
         "layerwise/report/bad.py",
         "from matplotlib import pyplot",
-        "only layerwise/report/plots.py may import matplotlib",
+        "layerwise/report/regions_plot.py may import matplotlib",
     ),
     "data sets in the library": (
         "layerwise/zoo/bad.py",
