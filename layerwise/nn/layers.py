@@ -89,7 +89,7 @@ def gumbel_softmax(
         InvalidArgumentError: The temperature is not positive.
 
     References:
-        [Jang2017] Eq. (2).
+        [Jang2017].
     """
     if not temperature > 0:
         raise InvalidArgumentError(

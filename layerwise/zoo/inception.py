@@ -103,13 +103,13 @@ def _v1_steps(kernel: int) -> tuple[Step, ...]:
     return tuple(modules[1:])  # the stem ends with the first pooling
 
 
-def _small(*modules: Step) -> dict[str, Any]:
-    """Returns arguments for a network of two modules, an eighth as wide."""
-    steps = scale_steps((*_stem(), *modules), 8, 64)
+def _small(stem: tuple[Step, ...], *modules: Step) -> dict[str, Any]:
+    """Returns arguments for a network of few modules, an eighth as wide."""
+    steps = scale_steps((*stem, *modules), 8, 64)
     return {"steps": steps, "image_size": 32, "num_classes": 10}
 
 
-@register(small=_small(*_v1_steps(5)[:2]))
+@register(small=_small(_stem(LocalNorm()), *_v1_steps(5)[:2]))
 def googlenet(*, width: int = 64, **kwargs: Any) -> InceptionNet:
     """GoogLeNet as in the paper, with biases and 5x5; 6,998,552 parameters.
 
@@ -122,7 +122,7 @@ def googlenet(*, width: int = 64, **kwargs: Any) -> InceptionNet:
     return InceptionNet(**defaults(kwargs, steps=steps, use_norm=False))
 
 
-@register(small=_small(*_v1_steps(3)[:2]))
+@register(small=_small(_stem(), *_v1_steps(3)[:2]))
 def googlenet_bn(*, width: int = 64, **kwargs: Any) -> InceptionNet:
     """GoogLeNet of torchvision, with BN and 3x3 for 5x5; 6,624,904 parameters.
 
@@ -173,7 +173,7 @@ _V2_STEPS = (
 )
 
 
-@register(small=_small(*_V2_STEPS[1:3]))
+@register(small=_small(_stem(), *_V2_STEPS[1:3]))
 def bn_inception(*, width: int = 64, **kwargs: Any) -> InceptionNet:
     """BN-Inception, with biases under its normalizations; 11,295,240 parameters.
 

@@ -65,7 +65,7 @@ class StochasticDepth(nn.Module):
             whole mini-batch, so that the computation can be left out.
 
     References:
-        [Huang2016] Eq. (2), (5).
+        [Huang2016].
     """
 
     survival: float
@@ -96,7 +96,7 @@ def linear_survival(depth: int, last: float = 0.5) -> list[float]:
     """Returns p_l = 1 - (l / depth) (1 - last) for l = 1, ..., depth.
 
     References:
-        [Huang2016] Eq. (4).
+        [Huang2016].
     """
     return [1.0 - (l + 1) / depth * (1.0 - last) for l in range(depth)]
 
@@ -116,7 +116,7 @@ class Highway(nn.Module):
         dtype: Computation dtype.
 
     References:
-        [Srivastava2015] Eq. (3).
+        [Srivastava2015].
     """
 
     kernel: int | None = None
