@@ -34,3 +34,17 @@ napoleon_numpy_docstring = False
 html_theme = "sphinx_book_theme"
 html_title = "layerwise"
 html_show_copyright = False
+
+# README.md links to the files of the repository; in the documentation they are pages.
+_PAGES = {"(BUILD.md)": "(build.md)", "(CHANGELOG.md)": "(changelog.md)"}
+
+
+def _link_pages(app, relative_path, parent, content):
+    """Points the README's links at the documentation's pages."""
+    for file, page in _PAGES.items():
+        content[0] = content[0].replace(file, page)
+
+
+def setup(app):
+    """Registers what Sphinx calls while it reads."""
+    app.connect("include-read", _link_pages)

@@ -178,7 +178,8 @@ def run(config: ConfigDict, workdir: str) -> pd.DataFrame:
         console.print()
     table = tidy(reports)
     table.to_csv(folder / "table.csv", index=False)
-    figure = lw.plot_comparison(reports)[0].figure
+    figure = lw.plot_comparison(reports)[0].get_figure(root=True)
+    assert figure is not None
     for name in ("variance_curves.png", "variance_curves.svg"):
         figure.savefig(folder / name, dpi=160)
     console.print(textwrap.fill(conclusion(reports), 100))

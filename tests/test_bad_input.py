@@ -3,6 +3,8 @@
 Nothing is computed on it: the engine that would compile is replaced by one that fails.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -77,7 +79,7 @@ def nan_params():
 
 # fmt: off
 # ruff: noqa: E501
-CASES = {
+CASES: dict[str, tuple[type[Exception], str, Any, Any, Any, dict[str, Any]]] = {
     "no weights": (UnsupportedModelError, "no parameters", NoWeights(), None, X, {}),
     "fan-in 0": (
         UnsupportedModelError,

@@ -1,5 +1,7 @@
 """The measurement against a plain, slow reference, and against itself."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -117,7 +119,12 @@ def test_repeats_are_bit_identical_and_chunks_change_rounding_only(images):
     one = lw.measure(Chain(), None, images, draws=6, chunk=6)
     again = lw.measure(Chain(), None, images, draws=6, chunk=6)
     np.testing.assert_array_equal(curves(one), curves(again))
-    for options in ({"chunk": 1}, {"chunk": 4}, {"chunk": 3, "batch_size": 3}):
+    cuts: tuple[dict[str, Any], ...] = (
+        {"chunk": 1},
+        {"chunk": 4},
+        {"chunk": 3, "batch_size": 3},
+    )
+    for options in cuts:
         other = lw.measure(Chain(), None, images, draws=6, **options)
         np.testing.assert_allclose(curves(one), curves(other), rtol=1e-4)
     fewer = lw.measure(Chain(), None, images, draws=2)

@@ -1,5 +1,7 @@
 """Loops, rematerialization and wrappers: the same numbers as the plain program."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ class Block(nn.Module):
 
 
 class Scanned(nn.Module):
-    wrapped: object = Block
+    wrapped: Any = Block
 
     @nn.compact
     def __call__(self, x):
@@ -30,7 +32,7 @@ class Scanned(nn.Module):
 
 
 class Unrolled(nn.Module):
-    wrapped: object = Block
+    wrapped: Any = Block
 
     @nn.compact
     def __call__(self, x):
@@ -148,7 +150,8 @@ def test_attention_tied_weights_and_embeddings(key):
         def __call__(self, tokens):
             embed = nn.Embed(11, 8)
             x = embed(tokens)
-            x = x + nn.MultiHeadDotProductAttention(num_heads=2)(nn.LayerNorm()(x))
+            attention: Any = nn.MultiHeadDotProductAttention(num_heads=2)
+            x = x + attention(nn.LayerNorm()(x))
             return embed.attend(x)
 
     tokens = jax.random.randint(key, (2, 5), 0, 11)
@@ -162,7 +165,7 @@ def test_attention_tied_weights_and_embeddings(key):
 
 def test_half_precision_models_have_statistics_in_float32(key):
     class Net(nn.Module):
-        dtype: object
+        dtype: Any
 
         @nn.compact
         def __call__(self, x):

@@ -12,6 +12,7 @@ import layerwise as lw
 from helpers import F34_REFERENCE
 from layerwise.tracing import as_function, trace
 from layerwise.tracing.connections import Axis
+from layerwise.tracing.model import abstract_params
 
 
 def relu(x):
@@ -116,9 +117,7 @@ def test_traced_connection_count_is_that_of_the_index_sets(g):
 
     x = jnp.ones((2, *g.size, g.c_in))
     model = as_function(Net())
-    (layer,) = trace(
-        model, jax.eval_shape(model.init, jax.random.key(0), x), (x,)
-    ).layers
+    (layer,) = trace(model, abstract_params(model, (x,)), (x,)).layers
     c = layer.connections
     assert c.total == connections(g)
     assert c.n_out == math.prod(g.out_size) * g.c_out
@@ -160,7 +159,7 @@ def test_same_padding_closed_form(n):
 def test_f34_counts_are_the_published_table():
     model = as_function(lw.zoo.f34())
     x = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
-    params = jax.eval_shape(model.init, jax.random.key(0), x)
+    params = abstract_params(model, (x,))
     layers = trace(model, params, (x,)).layers
     assert len(layers) == 34
     for layer, want in zip(layers, F34_REFERENCE["layers"], strict=True):
