@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from layerwise.report.report import VarianceReport
 
@@ -80,6 +80,7 @@ def _decorate(ax: Axes, direction: str) -> None:
     if high / low < 100:  # a flat curve would otherwise fill the panel with its noise
         middle = np.sqrt(low * high)
         ax.set_ylim(min(low, middle / 10), max(high, middle * 10))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.yaxis.set_major_locator(LogLocator(numticks=9))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.margins(x=0.01)
@@ -110,7 +111,7 @@ def _legend(axes: tuple[Axes, Axes], reports: Mapping[str, VarianceReport]) -> N
             loc="outside lower center"
             if figure.get_layout_engine() is not None
             else "lower center",
-            ncols=min(len(handles), 4),
+            ncols=len(handles) if len(handles) < 6 else 4,
             fontsize=9,
         )
 
