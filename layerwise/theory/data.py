@@ -68,8 +68,12 @@ def _field(ctx: RuleContext, x: np.ndarray, lags: tuple[tuple[int, ...], ...]) -
     total = x.sum(axis=0)
     for which in itertools.product(*(range(len(v)) for v in lags)):
         lag = [v[i] for v, i in zip(lags, which, strict=True)]
-        here = tuple(slice(max(0, -d), s - max(0, d)) for d, s in zip(lag, sizes, strict=True))
-        there = tuple(slice(max(0, d), s + min(0, d)) for d, s in zip(lag, sizes, strict=True))
+        here = tuple(
+            slice(max(0, -d), s - max(0, d)) for d, s in zip(lag, sizes, strict=True)
+        )
+        there = tuple(
+            slice(max(0, d), s + min(0, d)) for d, s in zip(lag, sizes, strict=True)
+        )
         if any(a.start >= a.stop for a in here):
             continue
         at = (slice(None), *here), (slice(None), *there)

@@ -1,7 +1,8 @@
 """The interpreter: one sweep forward, one back. It knows no primitive.
 
-What a node does is in its rule (`layerwise.theory.rules`); here is the order of things:
-the moments of every node's result, then, from independent cotangents of unit variance at
+What a node does is in its rule (`layerwise.theory.rules`); here is the order of
+things: the moments of every node's result, then, from independent cotangents of unit
+variance at
 the outputs, the moments of every value's cotangent. Where there is no rule, or a rule
 says that its assumptions do not hold, the node is sampled.
 """
@@ -27,17 +28,18 @@ from layerwise.tracing import TracedModel
 
 assert rules.__all__  # imported to register them
 
-_PAIRS = frozenset(
-    """
-    reduce_sum reduce_window_sum reduce_window_max reduce_max normalization cumsum opaque
-    broadcast_in_dim
-    """.split()
-)
 _PAIRS_BACK = frozenset(
-    """
-    reduce_window_sum reduce_window_max normalization cumsum broadcast_in_dim opaque
-    """.split()
+    [
+        "reduce_window_sum",
+        "reduce_window_max",
+        "reduce_max",
+        "normalization",
+        "cumsum",
+        "broadcast_in_dim",
+        "opaque",
+    ]
 )
+_PAIRS = _PAIRS_BACK | {"reduce_sum"}
 DENSE_BUDGET = 3e8
 """Table entries in all, above which fewer lags are held."""
 
@@ -71,6 +73,9 @@ class Engine:
         self.sampled: dict[int, str] = {}
         self.reasons: dict[str, str] = {}
         self.makers: dict[int, Node] = {}
+        self.measured: dict[int, State] = {}
+        self.drawn_back: dict[int, State] = {}
+        self.fixed: frozenset[int] = frozenset()
         arrays = deterministic(traced, self.inputs)
         first = next((x for x in self.inputs if np.ndim(x)), None)
         base = RuleContext(
@@ -167,11 +172,10 @@ class Engine:
                 floating = jnp.issubdtype(
                     self.traced.graph.avals[other.output].dtype, jnp.floating
                 )
-                if other.output > node.output and registry.find(other.name) is None:
-                    if floating:
-                        wanted[other.output] = other.label
+                unknown = registry.find(other.name) is None
+                if floating and unknown and other.output > node.output:
+                    wanted[other.output] = other.label
             self.sampled.update(wanted)
-            self.measured = getattr(self, "measured", {})
             self.measured.update(self.sampler.forward(list(wanted), wanted))
         self.known[node.output] = self.measured[node.output]
 
@@ -184,7 +188,9 @@ class Engine:
             value = self.known[atom]
 
             def unit(f: Field) -> Field:
-                return white(f.sizes, self.ctx.classes, np.ones(f.sizes), self.ctx.level)
+                return white(
+                    f.sizes, self.ctx.classes, np.ones(f.sizes), self.ctx.level
+                )
 
             start = value.map(
                 unit,
@@ -192,6 +198,7 @@ class Engine:
                 mean_grade=Grade.EXACT,
                 sources=frozenset(),
                 terms=(),
+                roots=frozenset([atom]),
             )
             self.cotangents.setdefault(atom, []).append(start)
         wanted = {}
@@ -213,10 +220,24 @@ class Engine:
                 return None
             if value < self.first_reader:
                 parts = [p.map(Field.single) for p in parts]
+            origins = [p.roots for p in parts]
+            if sum(map(len, origins)) != len(frozenset().union(*origins)):
+                return self._drawn(value, "cotangents of one origin meet here")
             total = parts[0]
             for other in parts[1:]:
                 total = self._added(value, total, other)
             self.total[value] = total
+        return self.total[value]
+
+    def _drawn(self, value: int, reason: str) -> State:
+        """Samples the cotangent of a value, for all of its readers together."""
+        node = self.makers.get(value)
+        label = node.label if node is not None else f"value {value}"
+        self.reasons[label] = reason
+        if value not in self.drawn_back:
+            self.drawn_back.update(self.sampler.backward([value], {value: label}))
+        self.cotangents[value] = [self.drawn_back[value]]
+        self.total[value] = self.drawn_back[value]
         return self.total[value]
 
     def _added(self, value: int, a: State, b: State) -> State:
@@ -244,6 +265,7 @@ class Engine:
             grade=worst(a.grade, b.grade, Grade.APPROXIMATE),
             mean_grade=worst(a.mean_grade, b.mean_grade),
             sources=a.sources | b.sources,
+            roots=a.roots | b.roots,
         )
         return fit_parts(total, own) if own is not None else total
 
@@ -257,7 +279,9 @@ class Engine:
         states = [self.state_of(v) for v in node.inputs]
         out = self.known[node.output]
         # Before the first node that sums cotangents, single positions suffice.
-        ctx = dataclasses.replace(self.ctx, single_back=node.output <= self.first_reader)
+        ctx = dataclasses.replace(
+            self.ctx, single_back=node.output <= self.first_reader
+        )
         if node.output < self.first_reader:
             ctx = dataclasses.replace(ctx, level=lagging.NONE)
             states = [s.map(Field.single) for s in states]
@@ -265,22 +289,24 @@ class Engine:
             contributions = [c.map(Field.single) for c in contributions]
             self.cotangents[node.output] = contributions
             self.total.pop(node.output, None)
-        if node.name == "pointwise":  # each reader may know more than the sum does
-            given = contributions
-        else:
-            whole = self.combined(node.output)
+        whole = self.combined(node.output)
+        given = self.cotangents[node.output]
+        if node.name != "pointwise" or len(given) == 1:
+            # Only an activation gains by each reader's cotangent on its own.
             assert whole is not None
             given = [whole]
         for cotangent in given:
-            fitted = fit_parts(cotangent, out)
             try:
+                fitted = fit_parts(cotangent, out)
                 back = rule.backward(ctx, node, states, out, fitted)
             except NoSoundRule as error:
                 self._sample_back(node, str(error))
                 return
             for v, ct in zip(node.inputs, back, strict=True):
                 if ct is not None and v not in self.fixed:
-                    ct = dataclasses.replace(ct, terms=(), roots=frozenset())
+                    weight = node.name in ("conv_general_dilated", "dot_general")
+                    origin = frozenset([node.output]) if weight else cotangent.roots
+                    ct = dataclasses.replace(ct, terms=(), roots=origin)
                     if v < self.first_reader:
                         ct = ct.map(Field.single)
                     self.cotangents.setdefault(v, []).append(ct)
@@ -288,12 +314,19 @@ class Engine:
     def _sample_back(self, node: Node, reason: str) -> None:
         self.reasons[node.label] = reason
         wanted = {v: node.label for v in node.inputs if v not in self.ctx.data}
-        if wanted:
-            self.cotangents.update(
-                (v, [s]) for v, s in self.sampler.backward(list(wanted), wanted).items()
-            )
+        if not wanted.keys() <= self.drawn_back.keys():
+            # Others of the kind may be refused too: have theirs from the same run.
+            more = dict(wanted)
+            for other in self.nodes:
+                if other.name == node.name and other.output < node.output:
+                    more |= {
+                        v: other.label for v in other.inputs if v not in self.ctx.data
+                    }
+            self.drawn_back.update(self.sampler.backward(list(more), more))
+        for v in wanted:
+            self.cotangents[v] = [self.drawn_back[v]]
+            self.total.pop(v, None)
         self.fixed = self.fixed | frozenset(wanted)
-        self.sampled_back = getattr(self, "sampled_back", set()) | {node.label}
 
 
 def deterministic(traced: TracedModel, inputs: Sequence[Any]) -> dict[int, np.ndarray]:
@@ -312,7 +345,9 @@ def deterministic(traced: TracedModel, inputs: Sequence[Any]) -> dict[int, np.nd
             constants[v] = _constant(traced, v)
         else:
             operands = [
-                (found[a] if a in found else constants[a]) if isinstance(a, int) else a.val
+                (found[a] if a in found else constants[a])
+                if isinstance(a, int)
+                else a.val
                 for a in equation.inputs
             ]
             outs = _jax.bind(equation.eqn, operands)
@@ -324,5 +359,3 @@ def _constant(traced: TracedModel, value: int) -> Any:
     from layerwise.tracing.dataflow import constant_value
 
     return jnp.asarray(constant_value(traced.graph, value, traced.flow))
-
-

@@ -20,7 +20,29 @@ import numpy as np
 
 
 FULL_UP_TO = 16
-_SPARSE = (0, 1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192)
+_SPARSE = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    6,
+    8,
+    10,
+    12,
+    14,
+    16,
+    20,
+    24,
+    28,
+    32,
+    40,
+    48,
+    64,
+    96,
+    128,
+    192,
+)
 
 
 NONE, SPARSE, DENSE = 0, 1, 2
@@ -96,7 +118,7 @@ def at_lag(
 def to_pairs(
     table: np.ndarray, lags: Sequence[tuple[int, ...]], axis: int, comb: int
 ) -> np.ndarray:
-    """Returns one axis in full: ``(..., p, p')`` last, its lag and position axes gone."""
+    """Returns one axis in full, ``(..., p, p')``, its lag and position axes gone."""
     rank = len(lags)
     size = table.shape[1 + rank + axis]
     slices = []
@@ -114,7 +136,7 @@ def to_pairs(
 def from_pairs(
     pairs: np.ndarray, lags: tuple[int, ...], rank: int, axis: int
 ) -> np.ndarray:
-    """Puts ``(..., p, p')`` back as a lag axis and a position axis, `rank` axes in all."""
+    """Puts ``(..., p, p')`` back as a lag and a position axis, of `rank` axes each."""
     size = pairs.shape[-1]
     p = np.arange(size)
     index = np.clip(p[:, None] + np.array(lags)[None, :], 0, size - 1)
@@ -176,11 +198,13 @@ def _at_lag_partly(
     """`at_lag` where the lag axes after `axis` are summed away already."""
     n_lags = axis + 1
     n_positions = table.ndim - 1 - n_lags
-    folded = table.reshape(table.shape[: 1 + n_lags + axis + 1] + (-1,))
+    folded = table.reshape(*table.shape[: 1 + n_lags + axis + 1], -1)
     # View the positions behind `axis` as one class axis in front.
     moved = np.moveaxis(folded, -1, 0)
     flat = moved.reshape((-1, *moved.shape[2:]))
     got = at_lag(flat, lags[:n_lags], axis, lag, comb)
     got = got.reshape(moved.shape[:2] + got.shape[1:])
     got = np.moveaxis(got, 0, -1)
-    return got.reshape(got.shape[:-1] + table.shape[table.ndim - (n_positions - axis - 1) :])
+    return got.reshape(
+        got.shape[:-1] + table.shape[table.ndim - (n_positions - axis - 1) :]
+    )

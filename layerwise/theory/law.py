@@ -1,4 +1,4 @@
-"""The law of a model's parameters: second moments, leaf by leaf, and which are constant.
+"""The law of a model's parameters: second moments by leaf, and which are constant.
 
 From the model's own init where no parameters are given, without drawing them: a leaf
 that is an elementwise function of random bits is integrated over the bits, so that the
@@ -125,7 +125,9 @@ def _signature(graph: Graph, equations: Sequence[Equation]) -> str:
     text = []
     for e in equations:
         literals = [repr(a.val) for a in e.inputs if not isinstance(a, int)]
-        constants = [repr(graph.constants[v]) for v in e.values_in if v in graph.constants]
+        constants = [
+            repr(graph.constants[v]) for v in e.values_in if v in graph.constants
+        ]
         text.append(f"{e.name}{literals}{constants}")
     return ";".join(text)
 
@@ -182,7 +184,9 @@ def _over_bits(
                 return None
             env[e.outputs[0]] = jnp.asarray(grid.astype(np.uint32))
             continue
-        operands = [env[a] if isinstance(a, int) else jnp.asarray(a.val) for a in e.inputs]
+        operands = [
+            env[a] if isinstance(a, int) else jnp.asarray(a.val) for a in e.inputs
+        ]
         if e.name in primitives.LAYOUT and e.name != "convert_element_type":
             if np.size(operands[0]) not in (1, _POINTS):
                 return None
@@ -194,7 +198,10 @@ def _over_bits(
             return None
         wide = any(np.size(x) == _POINTS for x in operands)
         shape = (_POINTS,) if wide else ()
-        operands = [jnp.broadcast_to(jnp.reshape(x, (-1,) if x.size > 1 else ()), shape) for x in operands]
+        operands = [
+            jnp.broadcast_to(jnp.reshape(x, (-1,) if x.size > 1 else ()), shape)
+            for x in operands
+        ]
         outs = _jax.bind(e.eqn, operands)
         env.update(zip(e.outputs, outs, strict=True))
     values = np.asarray(env[atom], np.float64)
@@ -217,7 +224,9 @@ def with_variances(
         for path, x in flat:
             old, new = law.leaves[leaf_name(path)], leaves[leaf_name(path)]
             changed = new is not old and old.second > 0
-            out.append(x * np.float32(np.sqrt(new.second / old.second)) if changed else x)
+            out.append(
+                x * np.float32(np.sqrt(new.second / old.second)) if changed else x
+            )
         return jax.tree.unflatten(tree, out)
 
     return Law(leaves, draw)

@@ -118,7 +118,7 @@ def convolve(
 
 @functools.lru_cache(maxsize=512)
 def two_slopes(phi: Numeric) -> tuple[float, float] | None:
-    """Returns (up, down) if phi has one slope above zero and one below, through zero."""
+    """Returns (up, down) if phi has one slope above zero and one below it."""
     x = np.array([1e-3, 0.5, 1.0, 3.0, 40.0])
     up, down = phi(x) / x, phi(-x) / -x
     if not (np.all(np.isfinite(up)) and np.all(np.isfinite(down))):
@@ -292,5 +292,3 @@ class Pointwise:
     def _linear_joint(self, cotangent: Field, slope: float) -> np.ndarray | None:
         # E[ct ct' x x'] with x = y / slope: the scale was multiplied by slope**2.
         return None if cotangent.joint is None else cotangent.joint / slope**2
-
-

@@ -110,7 +110,10 @@ def _compare(
     count = math.prod(shape)
     base = np.sin(np.arange(count) * 12.9898 + np.arange(count) ** 2 * 0.0137) * 1.7
     ramp = sum(
-        0.3 * np.cos(np.arange(n) * (2.1 + a)).reshape([-1 if i == a else 1 for i in range(len(shape))])
+        0.3
+        * np.cos(np.arange(n) * (2.1 + a)).reshape(
+            [-1 if i == a else 1 for i in range(len(shape))]
+        )
         for a, n in enumerate(shape)
     )
     x = (base.reshape(shape) + ramp + 0.4).astype(np.float32)
@@ -141,7 +144,9 @@ def _fit(plain: Normalization, x: np.ndarray, got: np.ndarray) -> Normalization 
         return None
     scale = float(((y - y.mean()) * (got - got.mean())).mean() / spread**2)
     offset = float(got.mean() - scale * y.mean())
-    if not np.allclose(scale * y + offset, got, rtol=0, atol=3e-4 * (abs(scale) + 1e-9)):
+    if not np.allclose(
+        scale * y + offset, got, rtol=0, atol=3e-4 * (abs(scale) + 1e-9)
+    ):
         return None
     if abs(offset) < 1e-4 * abs(scale):
         offset = 0.0

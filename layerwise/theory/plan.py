@@ -154,13 +154,15 @@ class Planner:
             primitives.ELEMENTWISE | primitives.WRAPPERS | _NEUTRAL
         ):
             return False
-        return all(
-            v in self.flow.root or self._uniform(v) for v in equation.values_in
-        )
+        return all(v in self.flow.root or self._uniform(v) for v in equation.values_in)
 
     def _uniform(self, value: int) -> bool:
         array = self.constant(value)
-        return array is not None and array.size > 0 and bool(np.all(array == array.flat[0]))
+        return (
+            array is not None
+            and array.size > 0
+            and bool(np.all(array == array.flat[0]))
+        )
 
     def _segment(self, a: int, b: int, equations: list[Equation]) -> None:
         signals = [e for e in equations if any(v in self.flow.root for v in e.outputs)]
@@ -173,13 +175,15 @@ class Planner:
         if len(signals) == 1:
             self.nodes[b] = make(signals[0].name)
             return
-        found: Normalization | None = recognize(self.traced, a, b, signals, self.constant)
+        found: Normalization | None = recognize(
+            self.traced, a, b, signals, self.constant
+        )
         if found is not None:
             self.nodes[b] = make("normalization", data=found)
             return
         self.nodes[b] = make("opaque")
 
     def _shared(self, phi: ScalarFunction) -> ScalarFunction:
-        """One function object for equal functions: what is cached for one serves all."""
+        """One function object for equal functions, so that one cache serves all."""
         key = str(jax.make_jaxpr(phi)(jax.ShapeDtypeStruct((), jnp.float32)))
         return self.functions.setdefault(key, phi)

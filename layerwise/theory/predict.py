@@ -15,12 +15,12 @@ from layerwise.theory.recursion import predict_recursion
 from layerwise.theory.state import Grade, State
 from layerwise.tracing import TracedModel, trace
 from layerwise.tracing.model import (
-    abstract_params,
     as_function,
     check_inputs,
     check_params,
     complete,
     default_inputs,
+    own_params,
 )
 from layerwise.tracing.sites import named_values
 from layerwise.types import PyTree
@@ -81,15 +81,14 @@ def predict(
         inputs = default_inputs(function, jax.random.key(0))
     arrays = check_inputs(function, inputs)
     given = complete(function, params)
-    if given is not None:
-        check_params(function, given, arrays)
-    example = abstract_params(function, arrays) if given is None else given
-    check_params(function, example, arrays)
+    own = own_params(function, given, arrays)
+    example = own if given is None else given
+    check_params(function, example, own)
     traced = trace(function, example, arrays)
     if given is not None:
         law = laws.of_params(given)
     else:
-        assert function.init is not None  # abstract_params has raised without one
+        assert function.init is not None  # own_params has raised without one
         law = laws.of_init(function.init, arrays)
     if weight_variance:
         law = laws.with_variances(law, traced, weight_variance)
@@ -115,7 +114,9 @@ def _prediction(traced: TracedModel, engine: Engine, method: str) -> Prediction:
             else:
                 mean, log, second = state.moments()
                 values = (mean, second, log, _grade(state), _mean_grade(state))
-            for k, v in zip("mslgh", (values[0], values[1], values[2], *values[3:]), strict=True):
+            for k, v in zip(
+                "mslgh", (values[0], values[1], values[2], *values[3:]), strict=True
+            ):
                 column[k].append(v)
         columns[direction] = column
     return Prediction(
@@ -182,7 +183,6 @@ _NAMES = {
     "normalization": "normalization",
     "add": "sum",
     "sub": "sum",
-    "add_any": "sum",
     "mul": "product",
     "reduce_window_max": "pooling",
     "reduce_max": "pooling",
@@ -212,7 +212,9 @@ def _factors(traced: TracedModel, engine: Engine) -> dict[str, dict[str, float]]
                 row["padding"] = ratio / fan
             continue
         row[name] = row.get(name, 1.0) * ratio
-    return {p: {k: v for k, v in r.items() if abs(v - 1) > 1e-9} for p, r in found.items()}
+    return {
+        p: {k: v for k, v in r.items() if abs(v - 1) > 1e-9} for p, r in found.items()
+    }
 
 
 def _ratio(engine: Engine, node: Node) -> float:
@@ -251,7 +253,9 @@ def _recursion(traced: TracedModel, law: laws.Law, arrays: tuple) -> Prediction:
             grade["backward"][i] = Grade.APPROXIMATE  # type: ignore[call-overload]
     with np.errstate(divide="ignore"):
         logs = {d: np.log(v) for d, v in second.items()}
-    empty = {d: (None,) * len(sites) for d in DIRECTIONS}
+    empty: dict[str, tuple[Grade | None, ...]] = {
+        d: (None,) * len(sites) for d in DIRECTIONS
+    }
     return Prediction(
         sites=sites,
         mean={d: nan for d in DIRECTIONS},

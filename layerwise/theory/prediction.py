@@ -64,7 +64,9 @@ class Prediction:
     def coverage(self) -> str:
         """One line: how many equations have a rule, and which were sampled."""
         n = len(self.sampled)
-        line = f"{self.equations - n} of {self.equations} equations exact or approximate"
+        line = (
+            f"{self.equations - n} of {self.equations} equations exact or approximate"
+        )
         if n:
             listed = list(self.sampled)
             more = f" and {n - 3} more" if n > 3 else ""
@@ -95,7 +97,9 @@ class Prediction:
         out = np.full(len(self.layer_paths) + 1, np.nan)
         for layer in range(len(out)):
             try:
-                out[layer] = source[direction][self.find(kind if layer else "input", layer)]
+                out[layer] = source[direction][
+                    self.find(kind if layer else "input", layer)
+                ]
             except KeyError:
                 continue
         return out

@@ -56,7 +56,9 @@ class Sampler:
 
         return self._collect(run, values, label)
 
-    def backward(self, values: Sequence[int], label: dict[int, str]) -> dict[int, State]:
+    def backward(
+        self, values: Sequence[int], label: dict[int, str]
+    ) -> dict[int, State]:
         """Returns the states of the cotangents of some values."""
         graph = self.ctx.traced.graph
         avals = graph.avals

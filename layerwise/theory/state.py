@@ -10,6 +10,7 @@ and over its channels, with the scale kept apart as a logarithm so that values d
 import dataclasses
 import enum
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,17 +48,20 @@ class Field:
             as a table like `table`; None where they are independent of each other.
         through: Cotangents only: the table behind the activation that made the value,
             where whatever chose the cotangent looked at the value (max pooling).
+        weights: Random weights that one channel is made of (its fan-in); a statistic of
+            one channel has no more degrees of freedom than these.
     """
 
-    mean: np.ndarray
-    table: np.ndarray
+    mean: Any  # arrays; NumPy makes scalars of those without axes
+    table: Any
     lags: tuple[tuple[int, ...], ...]
     log_scale: float = 0.0
     shape: np.ndarray | None = None
     symmetric: bool = False
     comb: tuple[int, ...] = ()
-    joint: np.ndarray | None = None
-    through: np.ndarray | None = None
+    joint: Any = None
+    through: Any = None
+    weights: float = np.inf
 
     @property
     def rank(self) -> int:
@@ -67,7 +71,7 @@ class Field:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Positions per axis."""
-        return self.mean.shape
+        return np.shape(self.mean)
 
     @property
     def combs(self) -> tuple[int, ...]:
@@ -77,7 +81,7 @@ class Field:
     @property
     def second(self) -> np.ndarray:
         """``(*positions,)``: scaled second moments."""
-        return self.table[(0, *(v.index(0) for v in self.lags))]
+        return np.asarray(self.table[(0, *(v.index(0) for v in self.lags))])
 
     def single(self) -> "Field":
         """Returns the field with single positions only, pairs forgotten."""
@@ -110,7 +114,7 @@ class Field:
         )
 
     def normalized(self) -> "Field":
-        """Returns the same field with the largest second moment taken into the scale."""
+        """Returns the same field, its largest second moment taken into the scale."""
         top = float(np.max(self.second, initial=0.0))
         if not 0.0 < top < np.inf or 1e-3 < top < 1e3:
             return self
@@ -162,7 +166,9 @@ class State:
         """Returns the field averaged over all channels."""
         if len(self.parts) == 1:
             return self.parts[0][1]
-        return mix([f for _, f in self.parts], [n / self.channels for n, _ in self.parts])
+        return mix(
+            [f for _, f in self.parts], [n / self.channels for n, _ in self.parts]
+        )
 
     def moments(self) -> tuple[float, float, float]:
         """Returns (mean, log E[x^2], E[x^2]) over everything; -inf for zero."""
@@ -186,7 +192,9 @@ def mix(fields: Sequence[Field], weights: Sequence[float]) -> Field:
     scale = max(f.log_scale for f, _ in live)
     at = [(f.rescaled(scale), w) for f, w in live]
     first = at[0][0]
-    comb = tuple(int(np.gcd.reduce([f.combs[a] for f, _ in at])) for a in range(first.rank))
+    comb = tuple(
+        int(np.gcd.reduce([f.combs[a] for f, _ in at])) for a in range(first.rank)
+    )
     joint = None
     if any(f.joint is not None for f, _ in at):
         joint = sum(w * (f.table if f.joint is None else f.joint) for f, w in at)
@@ -199,6 +207,7 @@ def mix(fields: Sequence[Field], weights: Sequence[float]) -> Field:
         symmetric=all(f.symmetric for f, _ in at),
         comb=comb,
         joint=None if joint is None else np.asarray(joint),
+        weights=min(f.weights for f, _ in at),
     )
 
 

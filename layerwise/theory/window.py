@@ -1,7 +1,7 @@
 r"""The maximum over a window of correlated entries, and over two windows.
 
 Orthant integrals have no closed form beyond three dimensions, so the expectation over a
-window's joint normal law is a fixed quasi-random rule (4096 points of a Sobol sequence),
+window's joint normal law is a fixed quasi-random rule (4096 Sobol points),
 used as a correction to what is known exactly: for independent entries
 
 .. math:: E[(\max_i x_i)^k] = T \int x(z)^k \varphi(z) \Phi(z)^{T-1} dz .
@@ -26,7 +26,7 @@ Offset = tuple[int, ...]
 
 @functools.cache
 def normals(dimension: int) -> np.ndarray:
-    """Returns ``(POINTS, dimension)`` quasi-random standard normals, always the same."""
+    """Returns ``(POINTS, dimension)`` quasi-random normals, always the same."""
     from scipy.stats import qmc
 
     points = qmc.Sobol(dimension, scramble=True, rng=12345).random(POINTS)
@@ -82,7 +82,9 @@ class Window:
         """``(POINTS, count)``: normals of the window."""
         return normals(2 * self.count)[:, : self.count] @ root(self.within)
 
-    def expect(self, function: Callable[[np.ndarray], np.ndarray], keep: np.ndarray) -> float:
+    def expect(
+        self, function: Callable[[np.ndarray], np.ndarray], keep: np.ndarray
+    ) -> float:
         """Returns E[function(z_max)] over the entries in `keep`."""
         count = int(keep.sum())
         z, w = marginal.nodes(), marginal.weights()
@@ -96,7 +98,9 @@ class Window:
 
     def near(self, lag: Offset) -> float:
         """Returns the covariance of the maxima of two windows `lag` apart."""
-        moved = [tuple(x + d for x, d in zip(o, lag, strict=True)) for o in self.offsets]
+        moved = [
+            tuple(x + d for x, d in zip(o, lag, strict=True)) for o in self.offsets
+        ]
         union = list(dict.fromkeys([*self.offsets, *moved]))
         joint = root(self.covariance(union, union))
         z = normals(2 * self.count)[:, : len(union)] @ joint

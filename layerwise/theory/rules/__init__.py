@@ -1,6 +1,22 @@
 """One file per mathematical family; importing this package registers every rule."""
 
-from layerwise.theory.rules import elementwise, linear, normalization, pooling, shape
+from layerwise.theory.rules import (
+    channels,
+    elementwise,
+    linear,
+    normalization,
+    pooling,
+    positions,
+    shape,
+)
 
 
-__all__ = ["elementwise", "linear", "normalization", "pooling", "shape"]
+__all__ = [
+    "channels",
+    "elementwise",
+    "linear",
+    "normalization",
+    "pooling",
+    "positions",
+    "shape",
+]

@@ -50,6 +50,13 @@ class Pointwise:
     ) -> Sequence[State | None]:
         """Multiplies by the pair moments of the derivative."""
         phi, slope = cached_float64(node.data)
+        slopes = marginal.two_slopes(phi)
+        linear = slopes is not None and slopes[0] == slopes[1]
+        if not linear and any(f.shape is not None for _, f in states[0].parts):
+            # An activation behind a sum with another's result (a post-activation
+            # residual): the same units stay active from block to block, so that the
+            # cotangent that comes down the skip depends on this derivative.
+            raise NoSoundRule("a derivative that depends on the cotangent")
         parts = []
         for (n, f), (_, ct) in zip(states[0].parts, cotangent.parts, strict=True):
             if ct.through is not None:
@@ -57,8 +64,6 @@ class Pointwise:
             else:
                 got = marginal.Pointwise(f).pull_back(ct, phi, slope)
             parts.append((n, got))
-        slopes = marginal.two_slopes(phi)
-        linear = slopes is not None and slopes[0] == slopes[1]
         symmetric = all(f.symmetric for _, f in states[0].parts)
         sound = linear or (slopes is not None and symmetric)
         # The factor phi' is a moment of the forward value: its grade enters.
@@ -123,10 +128,11 @@ def add_fields(f: Field, g: Field, sign: float = 1.0) -> Field:
         shape=marginal.convolve(f.shape, var_f, shape_g, var_g),
         symmetric=f.symmetric and g.symmetric,
         comb=tuple(int(np.gcd(x, y)) for x, y in zip(f.combs, g.combs, strict=True)),
+        weights=f.weights + g.weights,
     ).normalized()
 
 
-@rule("add", "sub", "add_any", family="elementwise")
+@rule("add", "sub", family="elementwise")
 class Sum:
     """Residual sum, difference, bias: independent terms and their means."""
 
@@ -244,9 +250,7 @@ def parameter(ctx: RuleContext, node: Node) -> tuple[Any, np.ndarray, float, flo
     return moments, ctx.sample(atom), moments.mean, moments.second
 
 
-def _add_parameter(
-    ctx: RuleContext, node: Node, state: State, sign: float
-) -> State:
+def _add_parameter(ctx: RuleContext, node: Node, state: State, sign: float) -> State:
     _, array, mean, second = parameter(ctx, node)
     out = [f for _, f in state.parts]
     if ctx.shape(node.inputs[0]) != ctx.shape(node.output):

@@ -69,6 +69,8 @@ class Convolution:
         roles = ["s"] * len(shapes[0])
         roles[spec.out_spec[0]], roles[spec.out_spec[1]] = "b", "c"
         channels = ctx.shape(node.output)[spec.out_spec[1]]
+        taps = int(np.prod([a.taps for a in axes]))
+        got = got.replace(weights=float(fan * taps))
         return _output(state, tuple(roles), channels, got)
 
     @staticmethod
@@ -148,9 +150,7 @@ def convolve(
     ).normalized()
 
 
-def _output(
-    state: State, axes: tuple[str, ...], channels: int, field: Field
-) -> State:
+def _output(state: State, axes: tuple[str, ...], channels: int, field: Field) -> State:
     measured = state.grade is Grade.MEASURED
     return State(
         axes,
@@ -191,6 +191,7 @@ class Product:
             got.log_scale,
             symmetric=True,
             comb=got.comb,
+            weights=float(fan),
         )
         return _output(state, roles, channels, field.normalized())
 
@@ -229,7 +230,9 @@ def _geometry(
     if any(roles[a] != "c" for a in batched[signal]):
         raise NoSoundRule("weights that differ by position")
     n_batched = len(batched[signal])
-    kept = [a for a in range(len(shape)) if a not in (*contract[signal], *batched[signal])]
+    kept = [
+        a for a in range(len(shape)) if a not in (*contract[signal], *batched[signal])
+    ]
     free = len(weight_shape) - len(contract[side]) - n_batched
     mine = tuple(roles[a] for a in kept)
     if any(r == "c" for r in mine):

@@ -6,10 +6,11 @@ set, the variance has mean :math:`\operatorname{tr} K_c / N` and the degrees of 
 
 .. math:: \nu = C_g (\operatorname{tr} K_c)^2 / \operatorname{tr} K_c^2
 
-(Satterthwaite), whence :math:`E[1/\hat v] = \nu/(\nu - 2) / E \hat v`. Forward the result
-has second moment v/(v + eps) by construction; backward the mean and the direction of
-the result are projected out of the cotangent, and what is left is divided by the root
-of the variance. Approximate: error O(1/nu); refused for nu < 6.
+(Satterthwaite), whence :math:`E[1/\hat v] = \nu/(\nu - 2) / E \hat v`. Forward the
+result has second moment v/(v + eps) by construction; backward the mean and the
+direction of the result are projected out of the cotangent, and what is left is divided
+by the root of the variance. Approximate: error O(1/nu); refused for nu < 6 forward and
+nu < 32 backward, where channels of small variance dominate the cotangents.
 """
 
 import dataclasses
@@ -57,10 +58,7 @@ def _row_sums(table: np.ndarray, field: Field, extent: Extent) -> np.ndarray:
     """Sum of the pair table over the partners within one channel's set."""
     if not extent.positions:
         return table[(0, *(v.index(0) for v in field.lags))]
-    if field.rank:
-        sums = lagging.row_sums(table, field.lags, field.combs)
-    else:
-        sums = table
+    sums = lagging.row_sums(table, field.lags, field.combs) if field.rank else table
     total = sums[0]
     if extent.examples > 1:
         total = total + (extent.examples - 1) * sums[1]
@@ -113,7 +111,9 @@ def _statistics(
     squares = float(np.sum(_row_sums(centred**2, field.replace(), extent)))
     trace = float(np.sum(diagonal)) * extent.examples
     squares *= extent.examples
-    freedom = extent.channels * trace**2 / max(squares, 1e-300)
+    # The kernel of the channels at hand has no more rank than a channel has weights.
+    inverse = squares / max(trace**2, 1e-300) + 1.0 / field.weights
+    freedom = extent.channels / inverse
     variance = np.full(field.sizes, trace / entries)
     return _Statistics(centred, variance, freedom)
 
@@ -163,8 +163,11 @@ class Normalize:
             fields = ((state.channels, state.average()),)
         parts = []
         fitted = fit_parts(cotangent, out)
-        for (n, f), (_, y), (_, ct) in zip(fields, out.parts, fitted.parts, strict=True):
+        for (n, f), (_, y), (_, ct) in zip(
+            fields, out.parts, fitted.parts, strict=True
+        ):
             stats = _statistics(ctx, found, extent, f)
+            _check(stats, ENOUGH_BACK)
             parts.append((n, _pulled(found, extent, f, y, ct, stats)))
         got = dataclasses.replace(
             cotangent,
@@ -175,8 +178,11 @@ class Normalize:
         return [fit_parts(got, state)]
 
 
-def _check(stats: _Statistics) -> None:
-    if stats.freedom < 6 or not np.all(stats.variance > 0):
+ENOUGH_FORWARD, ENOUGH_BACK = 6.0, 32.0
+
+
+def _check(stats: _Statistics, enough: float = ENOUGH_FORWARD) -> None:
+    if stats.freedom < enough or not np.all(stats.variance > 0):
         raise NoSoundRule(
             f"a normalization over {stats.freedom:.1f} effective degrees of freedom"
         )
@@ -196,7 +202,12 @@ def _normalized(found: Normalization, f: Field, stats: _Statistics) -> Field:
         table = (table + found.offset**2) * lagging.inside(f.lags, f.sizes)
         mean = mean + found.offset
     return Field(
-        mean, table, f.lags, 0.0, shape=f.shape, symmetric=f.symmetric and not found.offset
+        mean,
+        table,
+        f.lags,
+        0.0,
+        shape=f.shape,
+        symmetric=f.symmetric and not found.offset,
     )
 
 
@@ -219,8 +230,10 @@ def _pulled(
     table = ct.table
     centred = _centre(f, table, extent, None) if found.centred else table
     entries = extent.examples * (math.prod(f.sizes) if extent.positions else 1)
-    joint = table * normal if ct.joint is None or found.offset else (
-        ct.joint / found.scale**2
+    joint = (
+        table * normal
+        if ct.joint is None or found.offset
+        else (ct.joint / found.scale**2)
     )
     # Mean over the set of ct * x_hat, squared, in expectation: E[a^2].
     rows = _row_sums(joint, f, extent) / (entries * extent.channels)

@@ -22,7 +22,7 @@ from layerwise.theory import lags as lagging, marginal
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.rules.elementwise import fit_parts, worst
-from layerwise.theory.rules.shape import expand, map_axis, squeeze
+from layerwise.theory.rules.positions import expand, map_axis, squeeze
 from layerwise.theory.state import Field, Grade, State
 from layerwise.theory.window import Window
 from layerwise.tracing.connections import Axis
@@ -88,15 +88,16 @@ class _Pool:
             raise NoSoundRule("pooling without pairs")
         self.rho = marginal.latent_correlation(field)
         self.inside = lagging.inside(field.lags, field.sizes)
-        second, mean = field.second.mean(), field.mean.mean()
-        self.base = float(second)
-        if not self.base > 0:
+        self.base = float(field.second.mean())
+        if not self.base > 0 or not np.all(field.second > 0):
             raise NoSoundRule("pooling of zeros")
-        sd = math.sqrt(max(self.base - float(mean) ** 2, 0.0))
+        # One law for all positions, at the mean's typical share of the second moment.
+        mean = float(np.mean(field.mean / np.sqrt(field.second))) * math.sqrt(self.base)
+        sd = math.sqrt(max(self.base - mean**2, 0.0))
         self.window = Window(
             self.offsets,
             lambda lag: self.average(0, lag),
-            float(mean),
+            mean,
             sd,
             field.shape,
         )
@@ -117,7 +118,9 @@ class _Pool:
             if lag[a] % self.field.combs[a]:
                 return 0.0
             at = np.array(held, float)
-            i = int(np.clip(np.searchsorted(at, lag[a], side="right") - 1, 0, len(at) - 1))
+            i = int(
+                np.clip(np.searchsorted(at, lag[a], side="right") - 1, 0, len(at) - 1)
+            )
             j = min(i + 1, len(at) - 1)
             w = 0.0 if j == i else (lag[a] - at[i]) / (at[j] - at[i])
             values = (1 - w) * values[i] + w * values[j]
@@ -179,7 +182,9 @@ class _Pool:
         span = [(a.taps - 1) * a.kernel_dilation for a in self.axes]
         for which in range(len(out)):
             for index in itertools.product(*(range(len(v)) for v in lags)):
-                lag = tuple(v[i] * s for v, i, s in zip(lags, index, strides, strict=True))
+                lag = tuple(
+                    v[i] * s for v, i, s in zip(lags, index, strides, strict=True)
+                )
                 if which == 0 and not any(lag):
                     continue
                 close = all(abs(d) <= s + 1 for d, s in zip(lag, span, strict=True))
@@ -192,7 +197,9 @@ class _Pool:
         return out
 
     def _common(self, which: int, lag: tuple[int, ...]) -> float:
-        corners = {tuple(d + e for d, e in zip(lag, o, strict=True)) for o in self._differences}
+        corners = {
+            tuple(d + e for d, e in zip(lag, o, strict=True)) for o in self._differences
+        }
         inside = [
             c
             for c in corners
@@ -245,7 +252,9 @@ class MaxPool:
         before = ctx.producer(node.inputs[0])
         parts = []
         fitted = fit_parts(cotangent, out)
-        for i, ((n, f), (_, ct)) in enumerate(zip(state.parts, fitted.parts, strict=True)):
+        for i, ((n, f), (_, ct)) in enumerate(
+            zip(state.parts, fitted.parts, strict=True)
+        ):
             for a in dropped:
                 ct = expand(ct, sum(r == "s" for r in state.axes[:a]))
             pool = _Pool(ctx, f, axes)
@@ -293,9 +302,10 @@ def _scatter(pool: _Pool, ct: Field, share: np.ndarray) -> Field:
     second = _along(ct.second * share, back)
     sizes = pool.field.sizes
     lags = tuple(lagging.lag_values(n, ctx.level) for n in sizes)
-    # Pairs of different windows: both maxima, taken for independent choices.
+    # Entries of two windows: taken for independent choices.
     pair = ct.table * share * lagging.shifted(share, ct.lags)
     pair[(0, *(v.index(0) for v in ct.lags))] = 0.0
+    both = _meeting(pool, ct, share * pool.counts) if np.any(pair) else 0.0
     table = np.zeros((len(ct.table), *map(len, lags), *sizes))
     zero = (0, *(v.index(0) for v in lags))
     if np.any(pair) and not ctx.single_back:
@@ -303,17 +313,19 @@ def _scatter(pool: _Pool, ct: Field, share: np.ndarray) -> Field:
         for a in range(len(axes)):
             field = map_axis(ctx, field, a, back[a])
         table = field.table
-    elif np.any(pair):
-        table[zero] = _meeting(pool, pair[0], ct.lags)
-    table[zero] += second
+    table[zero] = second + both
     return Field(np.zeros(sizes), table, lags, ct.log_scale, symmetric=True)
 
 
-def _meeting(
-    pool: _Pool, pair: np.ndarray, lags: tuple[tuple[int, ...], ...]
-) -> np.ndarray:
-    """What pairs of windows that share an entry bring to its second moment."""
+def _meeting(pool: _Pool, ct: Field, active: np.ndarray) -> np.ndarray:
+    """What pairs of windows that share an entry bring to its second moment.
+
+    The entry is the maximum of both, one time in as many as both have entries.
+    """
     out = np.zeros(pool.field.sizes)
+    lags = ct.lags
+    counts = lagging.shifted(pool.counts, lags)
+    roots = np.sqrt(active) * lagging.shifted(np.sqrt(active), lags)
     for index in itertools.product(*(range(len(v)) for v in lags)):
         both = []
         for a, i in enumerate(index):
@@ -324,6 +336,11 @@ def _meeting(
             if low < high:
                 other[low:high] = reach[low + lag : high + lag]
             both.append((reach * other).T)
+        if not any(v[i] for v, i in zip(lags, index, strict=True)):
+            continue
         if all(m.any() for m in both):
-            out += _along(pair[index], both)
+            shared = functools.reduce(np.multiply.outer, [m.sum(axis=0) for m in both])
+            union = pool.counts + counts[index] - shared
+            pair = ct.table[(0, *index)] * roots[index] / np.maximum(union, 1.0)
+            out += _along(pair, both)
     return out
