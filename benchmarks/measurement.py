@@ -73,6 +73,11 @@ RATIOS: dict[str, tuple[str, str, dict[str, float]]] = {
         "torch hooks, no weight gradients",
         dict.fromkeys(CASES, 1 / 1.2),
     ),
+    "a draw / the same, torch on 1 thread": (
+        "layerwise, draws",
+        "torch hooks, no weight gradients, 1 thread",
+        {},
+    ),
 }
 
 

@@ -81,11 +81,23 @@ def _moments(x: torch.Tensor) -> torch.Tensor:
 def variants(
     name: str, data: np.ndarray, cores: int
 ) -> dict[str, Callable[[], np.ndarray]]:
-    """Returns the two variants, each measuring one network per call."""
-    torch.set_num_threads(cores)
+    """Returns the variants, each measuring one network per call.
+
+    One is also run on a single thread: where other programs want the cores, two threads
+    that wait for each other after every layer take several times longer than on an idle
+    machine, and so does their CPU time, as they wait actively.
+    """
+    hooked = {flag: Hooked(name, data, weight_gradients=flag) for flag in (True, False)}
+
+    def on(threads: int, weight_gradients: bool) -> Callable[[], np.ndarray]:
+        def call() -> np.ndarray:
+            torch.set_num_threads(threads)
+            return hooked[weight_gradients].one()
+
+        return call
+
     return {
-        "torch hooks": Hooked(name, data, weight_gradients=True).one,
-        "torch hooks, no weight gradients": Hooked(
-            name, data, weight_gradients=False
-        ).one,
+        "torch hooks": on(cores, True),
+        "torch hooks, no weight gradients": on(cores, False),
+        "torch hooks, no weight gradients, 1 thread": on(1, False),
     }
