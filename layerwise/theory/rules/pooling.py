@@ -257,6 +257,9 @@ class MaxPool:
         ):
             for a in dropped:
                 ct = expand(ct, sum(r == "s" for r in state.axes[:a]))
+            direct = before is not None and before.name == "pointwise"
+            if f.shape is not None and not direct:
+                raise NoSoundRule("a maximum of entries that an activation cut off")
             pool = _Pool(ctx, f, axes)
             got = _scatter(pool, ct, 1.0 / pool.counts)
             if before is not None and before.name == "pointwise":

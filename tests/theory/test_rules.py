@@ -1,0 +1,274 @@
+"""One oracle for every rule: draw weights, run the program, compare both directions.
+
+A case is a function of one or two pre-activations, each a product of the inputs with
+weights of its own and so exactly normal. The second moment and the mean of its result,
+and the second moment of the cotangent at the pre-activation (from independent signs at
+the result), are compared with as many networks as bring the standard error to about a
+percent. `bias` is what a rule's own docstring allows it to be off by.
+"""
+
+import inspect
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from helpers import assert_mean_close
+from layerwise.errors import InvalidArgumentError
+from layerwise.theory import law as laws, registry
+from layerwise.theory.engine import Engine
+from layerwise.theory.predict import predict
+from layerwise.theory.rules import (
+    elementwise,
+    linear,
+    pooling,
+    positions,
+)
+from layerwise.theory.state import Grade
+from layerwise.tracing import as_function, trace
+
+
+HEIGHT, WIDTH, CHANNELS, BATCH, SOURCES = 6, 5, 6, 3, 16
+DRAWS = 400
+
+
+def inputs():
+    """Images whose neighbours are correlated, with a mean."""
+    shape = (BATCH, HEIGHT + 1, WIDTH + 1, SOURCES)
+    x = np.asarray(jax.random.normal(jax.random.key(4), shape))
+    x = x[:, 1:] + x[:, :-1]
+    x = x[:, :, 1:] + x[:, :, :-1]
+    return (0.5 * x + 0.3).astype(np.float32)
+
+
+def conv(x, w, stride=1, padding="SAME", dilation=1, up=1, groups=1):
+    return jax.lax.conv_general_dilated(
+        x,
+        w,
+        (stride, stride),
+        padding,
+        lhs_dilation=(up, up),
+        rhs_dilation=(dilation, dilation),
+        feature_group_count=groups,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def batch_norm(u):
+    return (u - u.mean((0, 1, 2))) * jax.lax.rsqrt(u.var((0, 1, 2)) + 1e-5)
+
+
+def layer_norm(u):
+    mean = u.mean(-1, keepdims=True)
+    var = jnp.maximum((u**2).mean(-1, keepdims=True) - mean**2, 0.0)
+    return (u - mean) * jax.lax.rsqrt(var + 1e-6)
+
+
+def window_sum(u):
+    zero = np.float32(0)
+    return jax.lax.reduce_window(
+        u, zero, jax.lax.add, (1, 3, 3, 1), (1, 2, 2, 1), "SAME"
+    )
+
+
+def window_max(u):
+    low = -np.float32(np.inf)
+    pads = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return jax.lax.reduce_window(u, low, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads)
+
+
+MASK = (np.arange(BATCH * HEIGHT * WIDTH * CHANNELS) % 3 > 0).reshape(
+    BATCH, HEIGHT, WIDTH, CHANNELS
+)
+
+
+def mean_over_positions(u):
+    return jax.nn.relu(u).mean((1, 2))
+
+
+# name of the node -> (function of the pre-activations, allowed bias)
+CASES = {
+    "conv_general_dilated": (lambda p, u: conv(jax.nn.relu(u), p["v"], 2), 0.0),
+    "dot_general": (lambda p, u: jax.nn.relu(u) @ p["m"], 0.0),
+    "pointwise": (lambda p, u: jax.nn.gelu(1.3 * u) - 0.2, 1e-3),
+    "add": (lambda p, u, t: jax.nn.relu(u) + jax.nn.relu(t), 0.0),
+    "sub": (lambda p, u, t: jax.nn.relu(u) - jax.nn.relu(t), 0.0),
+    "mul": (lambda p, u, t: u * jax.nn.sigmoid(t), 0.0),
+    "select_n": (lambda p, u: jnp.where(MASK, u, 0.0), 0.0),
+    "reshape": (lambda p, u: jax.nn.relu(u).reshape(BATCH, -1), 0.0),
+    "squeeze": (
+        lambda p, u: jnp.squeeze(jax.nn.relu(u).sum(1, keepdims=True), 1),
+        0.01,
+    ),
+    "optimization_barrier": (lambda p, u: jax.lax.optimization_barrier(u), 0.0),
+    "transpose": (lambda p, u: jax.nn.relu(u).transpose(0, 2, 1, 3).sum(1), 0.01),
+    "reduce_sum": (lambda p, u: mean_over_positions(u), 0.01),
+    "reduce_window_sum": (lambda p, u: window_sum(jax.nn.relu(u)), 0.01),
+    "cumsum": (lambda p, u: jnp.cumsum(jax.nn.relu(u), 1), 0.01),
+    "rev": (lambda p, u: conv(jax.nn.relu(u)[:, ::-1], p["v"], 2), 0.0),
+    "pad": (lambda p, u: jnp.pad(u, ((0, 0), (1, 2), (0, 0), (0, 0))), 0.0),
+    "slice": (lambda p, u: u[:, 1:4:2], 0.0),
+    "broadcast_in_dim": (
+        lambda p, u: jnp.broadcast_to(
+            mean_over_positions(u)[:, None, None], (BATCH, 2, 3, CHANNELS)
+        ).sum(2),
+        0.01,
+    ),
+    "split": (lambda p, u: jnp.split(jnp.tanh(u), 2, -1)[1], 1e-3),
+    "concatenate": (lambda p, u, t: jnp.concatenate([jax.nn.relu(u), t], -1), 0.0),
+    "normalization": (lambda p, u: jax.nn.relu(batch_norm(u)), 0.1),  # 2 / freedom
+    "reduce_window_max": (lambda p, u: window_max(jax.nn.relu(u)), 0.03),
+    "reduce_max": (lambda p, u: jax.nn.relu(u).max((1, 2)), 0.03),
+}
+MORE = {  # a second form of some rules
+    "conv transposed": (lambda p, u: conv(u, p["v"], 1, ((1, 2), (1, 2)), up=2), 0.0),
+    "conv dilated": (lambda p, u: conv(u, p["v"], 1, "SAME", 2), 0.0),
+    "conv grouped": (lambda p, u: conv(u, p["g"], groups=3), 0.0),
+    "bias": (lambda p, u: jax.nn.relu(u + p["b"]), 0.0),
+    "layer norm": (lambda p, u: layer_norm(conv(jax.nn.relu(u), p["wide"])), 0.04),
+    "channels padded": (lambda p, u: jnp.pad(u, ((0, 0),) * 3 + ((1, 3),)), 0.0),
+    "silu": (lambda p, u: jax.nn.silu(u), 1e-3),
+}
+FIXED_SHAPES = {
+    "w": (3, 3, SOURCES, CHANNELS),
+    "t": (1, 1, SOURCES, CHANNELS),
+    "v": (3, 3, CHANNELS, 4),
+    "m": (CHANNELS, 4),
+    "g": (3, 3, CHANNELS // 3, CHANNELS),
+    "b": (CHANNELS,),
+    "wide": (1, 1, CHANNELS, 64),
+}
+
+
+def model_of(case):
+    """Returns (model, names of its weights)."""
+    two = len(inspect.signature(case).parameters) == 3
+
+    def model(params, x):
+        u = conv(x, params["w"])
+        if two:
+            return case(params, u, conv(x, params["t"]))
+        return case(params, u)
+
+    return model
+
+
+def predictions(case):
+    """Returns (node names, mean, second, cotangent second, scales of the leaves)."""
+    model = model_of(case)
+    shapes = jax.eval_shape(
+        lambda: {n: jnp.zeros(s, jnp.float32) for n, s in FIXED_SHAPES.items()}
+    )
+    scale = {n: 0.5 + 0.1 * i for i, n in enumerate(FIXED_SHAPES)}
+    leaves = {n: laws.Leaf(s**2, 0.0, None) for n, s in scale.items()}
+    law = laws.Law(leaves, lambda key: draw(key, scale))
+    x = jnp.asarray(inputs())
+    traced = trace(as_function(model), shapes, (x,))
+    (out,) = traced.graph.outputs
+    assert isinstance(out, int)
+    u = traced.layers[0].root
+    engine = Engine(traced, law, (x,), frozenset([u, out]))
+    engine.run()
+    assert not engine.reasons, engine.reasons
+    mean, _, second = engine.known[out].moments()
+    back = engine.combined(u)
+    assert back is not None
+    names = [n.name for n in engine.nodes]
+    return names, mean, second, back.moments()[2], scale
+
+
+def draw(key, scale):
+    keys = jax.random.split(key, len(FIXED_SHAPES))
+    return {
+        n: scale[n] * jax.random.normal(k, s)
+        for (n, s), k in zip(FIXED_SHAPES.items(), keys, strict=True)
+    }
+
+
+def samples(case, scale, key):
+    """Returns per network: moments of the result, and of the cotangent."""
+    x = jnp.asarray(inputs())
+    two = len(inspect.signature(case).parameters) == 3
+
+    def one(key):
+        params = draw(key, scale)
+        u = conv(x, params["w"])
+        rest = (conv(x, params["t"]),) if two else ()
+        y, pull = jax.vjp(lambda u: case(params, u, *rest), u)
+        signs = jax.random.rademacher(jax.random.fold_in(key, 1), y.shape, y.dtype)
+        (ct,) = pull(signs)
+        return y.mean(), (y**2).mean(), (ct**2).mean()
+
+    run = jax.jit(lambda k: jax.lax.map(one, k, batch_size=100))
+    return [np.asarray(v, np.float64) for v in run(jax.random.split(key, DRAWS))]
+
+
+def check(case, bias, key):
+    names, mean, second, back, scale = predictions(case)
+    means, seconds, backs = samples(case, scale, key)
+    assert_mean_close(means, mean, bias=bias * second**0.5)
+    assert_mean_close(seconds, second, bias=bias * second)
+    assert_mean_close(backs, back, bias=bias * back)
+    return names
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_rule_matches_samples(name, key):
+    case, bias = CASES[name]
+    assert name in check(case, bias, key)
+
+
+@pytest.mark.parametrize("name", sorted(MORE))
+def test_other_forms_match_samples(name, key):
+    check(*MORE[name], key)
+
+
+def test_cotangents_of_one_origin_are_not_added_as_if_independent():
+    """d/du of (u + t) + 2 u is 3: 9 in square, where 1 + 4 would be wrong."""
+    model = model_of(lambda p, u, t: (u + t) + 2.0 * u)
+    keys = jax.random.split(jax.random.key(0), 2)
+    params = {n: jax.random.normal(keys[0], FIXED_SHAPES[n]) for n in ("w", "t")}
+    got = predict(model, params, jnp.asarray(inputs()))
+    at = got.find("u", 1)
+    assert got.grade["backward"][at] is Grade.MEASURED
+    assert got.second["backward"][at] == pytest.approx(9.0, rel=1e-5)
+    assert "sampled" in got.coverage
+    merged = [i for i, s in enumerate(got.sites) if s.kind == "merge"][-1]
+    assert got.grade["forward"][merged] is Grade.EXACT  # terms are collected
+
+
+def test_every_rule_has_a_case():
+    assert set(CASES) == {e.name for e in registry.entries()}
+
+
+def test_refuses_a_second_rule():
+    with pytest.raises(InvalidArgumentError, match="second rule for primitive 'add'"):
+        registry.rule("add")(elementwise.Sum)
+
+
+# One term taken out of a rule -> a case that must fail.
+MUTATIONS = {
+    "mean cross terms of a sum": (elementwise, "table = table + sign * (", "table = table + 0 * (", "add"),  # noqa: E501
+    "other taps of a convolution": (linear, "summed = moved @ reach.T", "summed = moved @ (reach.T / 2)", "conv_general_dilated"),  # noqa: E501
+    "transpose of a linear map": (positions, "field = map_axis(ctx, field, _spatial_index(state, a), m.T)", "field = map_axis(ctx, field, _spatial_index(state, a), m.T / 1.2)", "reduce_sum"),  # noqa: E501
+    "active share of a maximum": (pooling, "through = _scatter(pool, ct, active / pool.counts)", "through = _scatter(pool, ct, 1.0 / pool.counts)", "reduce_window_max"),  # noqa: E501
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_rule_without_one_of_its_terms_fails(name, key, monkeypatch):
+    module, old, new, case = MUTATIONS[name]
+    source = inspect.getsource(module)
+    assert old in source
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    for entry in registry.entries():
+        if entry.rule.__module__ == module.__name__:
+            registry.unregister(entry.name)
+    mutant = types.ModuleType("mutant")
+    monkeypatch.setitem(sys.modules, "mutant", mutant)  # dataclasses look it up
+    exec(compile(source.replace(old, new), "mutant", "exec"), mutant.__dict__)
+    with pytest.raises(AssertionError, match="standard errors apart"):
+        check(*CASES[case], key)
