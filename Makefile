@@ -4,6 +4,8 @@ PYTHON      ?= python3
 VENV        ?= .venv
 WORKDIR     ?= runs/demo
 PYTEST_ARGS ?=
+# Tests run in as many processes as there are cores, up to four: each holds gigabytes.
+PARALLEL    ?= -n auto --maxprocesses=4 --dist=worksteal
 
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -42,13 +44,13 @@ demo: $(STAMP)  ## predict and measure F34 under four schemes; writes $(WORKDIR)
 	  --config=experiments/configs/variance_curves.py:quick --workdir=$(WORKDIR)
 
 test: $(STAMP)  ## the tests and doctests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## only the slow tests (pytest's 5 means: there is none)
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -m slow $(PARALLEL) $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 test-all: $(STAMP)  ## every test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## ruff: format and rules
 	$(BIN)/ruff format --check .

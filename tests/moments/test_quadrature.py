@@ -44,3 +44,10 @@ def test_steep_functions(scale):
 
 def test_infinity_is_not_hidden():
     assert not np.isfinite(expectation(lambda z: np.full_like(z, np.inf)).value)
+
+
+def test_noise_in_the_integrand_ends_the_refinement():
+    """Panels that no halving can settle are given up, and their gaps are the error."""
+    got = expectation(lambda z: 1.0 + 1e-9 * np.sin(1e12 * z))
+    assert got.value == pytest.approx(1.0, abs=1e-8)
+    assert abs(got.value - 1.0) <= got.error
