@@ -152,9 +152,9 @@ def conclusion(reports: Mapping[str, lw.VarianceReport]) -> str:
         f"everywhere: {said[0]}, and {said[1]}; at its worst layer it is off by a "
         f"factor {np.exp(worst):.2g}. It averages over positions what zero padding, "
         "overlapping pooling and the correlation of neighbouring pixels do to each of "
-        "them, and such averages do not compound with depth as the signal does. Where a ReLU network "
-        "is only rescaled, layer by layer, measurement and prediction move together: "
-        "the factor between them is the network's, not the scheme's."
+        "them, and such averages do not compound with depth as the signal does. Where "
+        "a ReLU network is only rescaled, layer by layer, measurement and prediction "
+        "move together: the factor between them is the network's, not the scheme's."
     )
 
 

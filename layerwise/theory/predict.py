@@ -105,6 +105,9 @@ def predict(
 def _prediction(traced: TracedModel, engine: Engine, method: str) -> Prediction:
     sites = named_values(traced)
     columns: dict[str, dict[str, list[Any]]] = {}
+    # Correlated inputs under one kernel: the masks of neighbouring positions depend on
+    # the weights together, and the cotangents with them (first layer on images).
+    shared = method == "kernel" and any(y.kind == "conv" for y in traced.layers)
     for direction in DIRECTIONS:
         column: dict[str, list[Any]] = {k: [] for k in ("m", "s", "l", "g", "h")}
         for site in sites:
@@ -113,7 +116,10 @@ def _prediction(traced: TracedModel, engine: Engine, method: str) -> Prediction:
                 values = (np.nan, np.nan, np.nan, None, None)
             else:
                 mean, log, second = state.moments()
-                values = (mean, second, log, _grade(state), _mean_grade(state))
+                grade = _grade(state)
+                if direction == "backward" and grade is Grade.EXACT and shared:
+                    grade = Grade.APPROXIMATE
+                values = (mean, second, log, grade, _mean_grade(state))
             for k, v in zip(
                 "mslgh", (values[0], values[1], values[2], *values[3:]), strict=True
             ):

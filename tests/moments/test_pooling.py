@@ -60,7 +60,9 @@ def test_monotone_in_the_window():
         assert np.all(sign * np.diff(curve) > 0)
 
 
-@pytest.mark.parametrize("phi", [jax.nn.relu, jnp.tanh, jax.nn.softplus], ids=str)
+@pytest.mark.parametrize(
+    "phi", [jax.nn.relu, jnp.tanh, jax.nn.softplus], ids=["relu", "tanh", "softplus"]
+)
 @pytest.mark.parametrize("kind", ["max", "avg"])
 def test_matches_samples(phi, kind, key):
     """Independent windows of 4, forward value and squared derivative."""

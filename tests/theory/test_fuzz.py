@@ -10,7 +10,6 @@ does not say so). What is graded `measured` claims nothing.
 import flax.linen as nn
 import jax
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from layerwise.theory.predict import predict
@@ -137,12 +136,4 @@ quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 @architectures
 @settings(max_examples=4, suppress_health_check=quiet)
 def test_random_architectures(ops, act, width, seed):
-    check(ops, act, width, seed)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@architectures
-@settings(max_examples=300, suppress_health_check=quiet)
-def test_300_random_architectures(ops, act, width, seed):
     check(ops, act, width, seed)
