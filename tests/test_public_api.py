@@ -59,3 +59,15 @@ def test_import_is_light():
         for modules in ("jax, flax.linen, flax.nnx, optax", "layerwise")
     ]
     assert set(loaded[1]) <= set(loaded[0])
+
+
+def test_every_reference_key_resolves_in_the_notation_page():
+    root = Path(__file__).parents[1]
+    key = re.compile(r"\[([A-Z][a-zA-Z]+\d{4}b?)\]")
+    listed = set(key.findall((root / "docs" / "notation.md").read_text()))
+    used = {
+        found
+        for path in (root / "layerwise").rglob("*.py")
+        for found in key.findall(path.read_text())
+    }
+    assert used <= listed, f"docs/notation.md lacks {sorted(used - listed)}"

@@ -1,4 +1,4 @@
-"""RoR-3: residual networks of residual networks [Zhang2017].
+"""RoR-3: residual networks of residual networks [Zhang2018].
 
 Three levels of shortcuts: around every block, around every stage, around all stages.
 Each sum comes before its ReLU, so the last block of a stage passes its own on.
