@@ -56,7 +56,9 @@ def bind(kind, key, x):
 @pytest.mark.parametrize("name", NAMES)
 def test_parameter_count(name, key):
     kind = layers.kind(name)
-    x = jax.ShapeDtypeStruct((3, *kind.input_shape), int if kind.integer else float)
+    x = jax.ShapeDtypeStruct(
+        (3, *kind.input_shape), jnp.int32 if kind.integer else jnp.float32
+    )
     rngs = {"params": key, "dropout": key}
     variables = jax.eval_shape(kind.build().init, rngs, x)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables.get("params", {})))
