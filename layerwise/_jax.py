@@ -31,6 +31,7 @@ __all__ = [
     "is_key_dtype",
     "new_name_stack",
     "primitive_name",
+    "scan_counts",
     "source_line",
     "sub_jaxprs",
     "x64",
@@ -81,6 +82,15 @@ def sub_jaxprs(eqn: JaxprEqn) -> tuple[ClosedJaxpr, ...]:
             bodies = body if isinstance(body, tuple | list) else (body,)
             found.extend(closed(b) for b in bodies)
     return tuple(found)
+
+
+def scan_counts(eqn: JaxprEqn) -> tuple[int, int]:
+    """Returns how many constants and how many carries a scan's operands begin with."""
+    if "num_consts" in eqn.params:  # before jax 0.12
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    groups = eqn.params["ft_in"].update(range(len(eqn.invars))).unpack()
+    consts, carries, _ = (list(group) for group in groups)
+    return len(consts), len(carries)
 
 
 def bind(eqn: JaxprEqn, values: list[Any]) -> list[Any]:

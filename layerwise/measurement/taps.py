@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from layerwise import _jax
 from layerwise.tracing import Loop, TracedModel
 from layerwise.tracing.graph import Equation, Evaluator, Graph, evaluate
 from layerwise.tracing.sites import layer_runs
@@ -255,7 +256,8 @@ class _Run:
         Sinks and frames go in by iteration, and moments come out by iteration.
         """
         p = loop.equation.params
-        first, after = p["num_consts"], p["num_consts"] + p["num_carry"]
+        first, carries = _jax.scan_counts(loop.equation.eqn)
+        after = first + carries
         inside = {v for g in loop.graphs() for v in g.avals} & set(sinks)
         inner = dataclasses.replace(self, loops=loop.loops)
         own = {v: sinks[v] for v in inside}
@@ -265,8 +267,7 @@ class _Run:
             slices, sinks, frames = x
             args = [*operands[:first], *carry, *slices]
             outs, seen, second = inner.graph(loop.graph, args, sinks, frames)
-            n = p["num_carry"]
-            return outs[:n], (outs[n:], seen, second)
+            return outs[:carries], (outs[carries:], seen, second)
 
         carry, (ys, seen, second) = jax.lax.scan(
             body,

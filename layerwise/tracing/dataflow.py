@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from layerwise import _jax
 from layerwise.tracing import primitives
 from layerwise.tracing.graph import Atom, Equation, Graph, evaluate
 
@@ -89,8 +90,7 @@ def analyze_scan(equation: Equation, outer: Dataflow) -> Dataflow:
     leaves that it enters with.
     """
     body = equation.bodies[0]
-    first = equation.params["num_consts"]
-    carries = equation.params["num_carry"]
+    first, carries = _jax.scan_counts(equation.eqn)
     pairs = list(zip(body.inputs, equation.inputs, strict=True))
     signals = {v for v, atom in pairs if outer.is_signal(atom)}
     while True:
