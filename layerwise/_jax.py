@@ -9,10 +9,8 @@ import functools
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, DropVar, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.extend.source_info_util import (
-    NameStack,
-    new_name_stack,
     register_exclusion,
     summarize,
 )
@@ -20,16 +18,13 @@ from jax.extend.source_info_util import (
 
 __all__ = [
     "ClosedJaxpr",
-    "DropVar",
     "Jaxpr",
     "JaxprEqn",
     "Literal",
-    "NameStack",
     "Var",
     "bind",
     "closed",
     "is_key_dtype",
-    "new_name_stack",
     "primitive_name",
     "scan_counts",
     "source_line",

@@ -16,6 +16,7 @@ Evaluating a graph binds the original primitives: it traces, differentiates, vma
 jits as the model itself does.
 """
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -226,13 +227,12 @@ def evaluate(
         operands = [read(a) for a in equation.inputs]
         outs = override(equation, operands) if override is not None else None
         if outs is None:
-            with jax.named_scope(equation.scope) if equation.scope else _no_scope():
+            with (
+                jax.named_scope(equation.scope)
+                if equation.scope
+                else contextlib.nullcontext()
+            ):
                 outs = _jax.bind(equation.eqn, operands)
         for value, out in zip(equation.outputs, outs, strict=True):
             env[value] = out if on_value is None else on_value(value, out)
     return [read(a) for a in graph.outputs]
-
-
-class _no_scope:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
