@@ -21,15 +21,8 @@ from layerwise.errors import (
 from layerwise.initializers import asv, variance_scaling
 from layerwise.random import normal_leaves
 from layerwise.tracing import TracedModel, trace
-from layerwise.tracing.model import (
-    ModelFunction,
-    abstract_params,
-    as_function,
-    check_inputs,
-    complete,
-    default_inputs,
-    leaf_name,
-)
+from layerwise.tracing.model import ModelFunction, leaf_name
+from layerwise.tracing.prepare import prepare
 from layerwise.types import PyTree
 
 
@@ -124,13 +117,11 @@ def scheme_law(
                 "Pass cap=3.0 with an asv scheme, as its authors do, or no cap.",
             )
         )
-    function = as_function(model, kwargs=kwargs)
-    if inputs is None:
-        inputs = default_inputs(function, jax.random.key(0))
-    arrays = check_inputs(function, inputs)
-    if function.init is None and function.params is None and params is not None:
-        function = dataclasses.replace(function, params=complete(function, params))
-    abstract = abstract_params(function, arrays)
+    ready = prepare(model, params, inputs, kwargs=kwargs)
+    function, arrays = ready.model, ready.inputs
+    if function.init is None and function.params is None:
+        function = dataclasses.replace(function, params=ready.given)
+    abstract = jax.eval_shape(lambda p: p, ready.own)
     traced = trace(function, abstract, arrays)
     if name in asv.RULES:
         variances = asv.variances(traced, name, cap=cap)

@@ -12,14 +12,8 @@ from layerwise.measurement.fast_cpu import faster_draw, override_for
 from layerwise.measurement.result import Measurement, from_ensemble
 from layerwise.measurement.taps import TappedModel
 from layerwise.tracing import Loop, TracedModel, trace
-from layerwise.tracing.model import (
-    as_function,
-    check_inputs,
-    check_params,
-    complete,
-    default_inputs,
-    own_params,
-)
+from layerwise.tracing.model import check_params
+from layerwise.tracing.prepare import prepare
 from layerwise.tracing.sites import all_values, layer_runs
 from layerwise.types import PyTree
 
@@ -93,19 +87,16 @@ def measure(
         if value is not None:
             _check_count(name, value)
     key = jax.random.key(0) if key is None else key
-    function = as_function(model, kwargs=kwargs, rngs=rngs)
-    if inputs is None:
-        inputs = default_inputs(function, jax.random.fold_in(key, 2**31 - 1))
-    arrays = check_inputs(function, inputs)
-    given = complete(function, params)
-    own = own_params(function, given, arrays)
-    stacked = _stacked(own, given)
+    data_key = jax.random.fold_in(key, 2**31 - 1)
+    ready = prepare(model, params, inputs, kwargs=kwargs, rngs=rngs, key=data_key)
+    function, arrays, given = ready.model, ready.inputs, ready.given
+    stacked = _stacked(ready.own, given)
     if stacked:
         draws = jax.tree.leaves(given)[0].shape[0]
         one = jax.tree.map(lambda x: x[0], given)
     else:
-        one = own if given is None else given
-    check_params(function, one, own)
+        one = ready.example
+    check_params(function, one, ready.own)
     if stacked:
         law, label = None, "as given, stacked over draws"
     else:

@@ -14,14 +14,8 @@ from layerwise.theory.prediction import DIRECTIONS, Prediction
 from layerwise.theory.recursion import predict_recursion
 from layerwise.theory.state import Grade, State
 from layerwise.tracing import TracedModel, trace
-from layerwise.tracing.model import (
-    as_function,
-    check_inputs,
-    check_params,
-    complete,
-    default_inputs,
-    own_params,
-)
+from layerwise.tracing.model import check_params
+from layerwise.tracing.prepare import prepare
 from layerwise.tracing.sites import named_values
 from layerwise.types import PyTree
 
@@ -76,15 +70,10 @@ def predict(
                 'Pass method="kernel".',
             )
         )
-    function = as_function(model, kwargs=kwargs, rngs=rngs)
-    if inputs is None:
-        inputs = default_inputs(function, jax.random.key(0))
-    arrays = check_inputs(function, inputs)
-    given = complete(function, params)
-    own = own_params(function, given, arrays)
-    example = own if given is None else given
-    check_params(function, example, own)
-    traced = trace(function, example, arrays)
+    ready = prepare(model, params, inputs, kwargs=kwargs, rngs=rngs)
+    function, arrays, given = ready.model, ready.inputs, ready.given
+    check_params(function, ready.example, ready.own)
+    traced = trace(function, ready.example, arrays)
     if given is not None:
         law = laws.of_params(given)
     else:
