@@ -2,11 +2,11 @@
 
 `trace` is the entry point. The files: `model` (Linen, NNX or a function as one pure
 function), `prepare` (what a user passes, checked), `graph` (a jaxpr with calls inlined
-and values numbered), `dataflow` (what is signal, what is parameter, what merges), `connections` (how many inputs an output sees),
-`pointwise` (a run of elementwise equations as one scalar function), `layers` and
-`finder` (all of it put together: the layers of the network), `sites` (the values that
-moments are stated of), `chain` (layers in a row, as the literature's formulas know
-them).
+and values numbered), `dataflow` (what is signal, what is parameter, what merges),
+`connections` (how many inputs an output sees), `pointwise` (a run of elementwise
+equations as one scalar function), `layers` and `finder` (all of it put together: the
+layers of the network), `sites` (the values that moments are stated of), `chain` (layers
+in a row, as the literature's formulas know them).
 """
 
 from layerwise.tracing.chain import ChainLayer, chain
