@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 from layerwise import errors, zoo
 from layerwise.initializers import Law, initialize, scheme_law, scheme_names
 from layerwise.measurement import Measurement, measure
-from layerwise.report import VarianceReport, plot_comparison, propagate_variance
+from layerwise.report import (
+    Description,
+    VarianceReport,
+    describe,
+    plot_comparison,
+    propagate_variance,
+)
 
 
 if TYPE_CHECKING:
@@ -15,9 +21,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Description",
     "Law",
     "Measurement",
     "VarianceReport",
+    "describe",
     "errors",
     "express",
     "expressivity",

@@ -22,6 +22,8 @@ from layerwise.tracing.layers import Layer, Loop, TracedModel
 
 _SUMS = frozenset(["add", "add_any", "sub"])
 _JOINS = frozenset(["concatenate", "stack"])
+_REARRANGING = primitives.LAYOUT - {"rev"}
+_CUTTING = frozenset(["slice", "split", "pad", "concatenate", "dynamic_slice"])
 _KINDS = dict.fromkeys(_SUMS, "add") | dict.fromkeys(_JOINS, "concat") | {"mul": "gate"}
 
 
@@ -34,14 +36,23 @@ class Branch:
         layers: The weight operations on it, in program order.
         multipliers: Parameter leaves that the signal on it is multiplied by outside of
             weight operations (a learned scalar, a normalization's scale).
-        identity: Whether it hands over the entry itself: the same entries, perhaps in
-            another layout.
+        names: The primitives on it.
     """
 
     end: int
     layers: tuple[Layer, ...]
     multipliers: tuple[str, ...]
-    identity: bool
+    names: frozenset[str]
+
+    @property
+    def identity(self) -> bool:
+        """Whether it hands over the entry: the same entries, perhaps laid out anew."""
+        return self.names <= _REARRANGING
+
+    @property
+    def copies(self) -> bool:
+        """Whether it hands over entries of the entry, some left out, zeros put in."""
+        return self.names <= _REARRANGING | _CUTTING
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -248,8 +259,8 @@ class _Finder:
                     n for a in equation.inputs for n in self.flow.leaves_of(a)
                 )
                 multipliers |= dict.fromkeys(leaves)
-        identity = all(e.name in primitives.LAYOUT - {"rev"} for e in equations)
-        return Branch(end, tuple(layers), tuple(multipliers), identity)
+        names = frozenset(e.name for e in equations)
+        return Branch(end, tuple(layers), tuple(multipliers), names)
 
     def _path(self, entry: int, end: int) -> list[Equation]:
         """Returns the equations between `entry` and `end`, in program order."""
