@@ -18,12 +18,16 @@ from layerwise.report import (
 if TYPE_CHECKING:
     from layerwise import expressivity
     from layerwise.expressivity import express
+    from layerwise.report.predict import predict
+    from layerwise.theory.prediction import Prediction
+    from layerwise.theory.rules import rule
 
 __version__ = "0.1.0"
 __all__ = [
     "Description",
     "Law",
     "Measurement",
+    "Prediction",
     "VarianceReport",
     "describe",
     "errors",
@@ -32,7 +36,9 @@ __all__ = [
     "initialize",
     "measure",
     "plot_comparison",
+    "predict",
     "propagate_variance",
+    "rule",
     "scheme_law",
     "scheme_names",
     "zoo",
@@ -42,6 +48,9 @@ __all__ = [
 _LAZY = {
     "expressivity": ("layerwise.expressivity", None),
     "express": ("layerwise.expressivity", "express"),
+    "predict": ("layerwise.report.predict", "predict"),
+    "Prediction": ("layerwise.theory.prediction", "Prediction"),
+    "rule": ("layerwise.theory.rules", "rule"),
 }
 
 
