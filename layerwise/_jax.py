@@ -29,6 +29,7 @@ __all__ = [
     "scan_counts",
     "source_line",
     "sub_jaxprs",
+    "while_counts",
     "x64",
 ]
 
@@ -86,6 +87,11 @@ def scan_counts(eqn: JaxprEqn) -> tuple[int, int]:
     groups = eqn.params["ft_in"].update(range(len(eqn.invars))).unpack()
     consts, carries, _ = (list(group) for group in groups)
     return len(consts), len(carries)
+
+
+def while_counts(eqn: JaxprEqn) -> tuple[int, int]:
+    """Returns how many constants of a while's condition and body come first."""
+    return eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
 
 
 def bind(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
