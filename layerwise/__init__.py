@@ -3,9 +3,10 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from layerwise import errors, zoo
+from layerwise import errors, initializers, zoo
 from layerwise.initializers import Law, initialize, scheme_law, scheme_names
 from layerwise.measurement import Measurement, measure
+from layerwise.moments.gain import gain
 from layerwise.report import (
     Description,
     VarianceReport,
@@ -33,7 +34,9 @@ __all__ = [
     "errors",
     "express",
     "expressivity",
+    "gain",
     "initialize",
+    "initializers",
     "measure",
     "plot_comparison",
     "predict",
