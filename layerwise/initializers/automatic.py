@@ -15,8 +15,8 @@ is in logarithms, so that no depth overflows.
 ``balanced``
     The geometric mean of the two variances. With one scale per layer, both directions
     are flat only in networks without strides and pooling. If the log second moments
-    drift by D when only the other direction is kept, then each drifts by D/2 here, which
-    is the least that the worse of the two can be.
+    drift by D when only the other direction is kept, then each drifts by D/2 here: the
+    least that the worse of the two can be.
 ``position_resolved_forward``, ``position_resolved_backward``
     The same with inputs taken for independent entries: only shapes matter. This is ASV
     (`layerwise.initializers.asv`) with the exact map over positions in place of the

@@ -47,7 +47,7 @@ def scheme_law(
     problem = registry.Problem(
         trace(function, abstract, ready.inputs), ready.inputs, abstract, given
     )
-    return make(found, problem, found.solve(problem), distribution or "normal")
+    return make(found, problem, found.solve(problem), distribution or found.default)
 
 
 def _check_options(scheme: registry.Scheme, given: Mapping[str, Any]) -> None:

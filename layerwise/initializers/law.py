@@ -136,7 +136,7 @@ def make(scheme: Scheme, problem: Problem, answer: Assignment, default: str) -> 
         constants=constants,
         others=frozenset(others),
         left_alone=left,
-        variances=dict(answer.variances) if answer.adjust is None else {},
+        variances=dict(answer.variances) if answer.exact else {},
         distribution=answer.distribution or default,
         _weights=used,
         _model=traced.model,

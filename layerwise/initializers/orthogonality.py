@@ -115,7 +115,7 @@ def semi_orthogonal(
     keys = jax.random.split(key, stacked)
     kernel = jax.vmap(lambda k: draw(k, (n_in, n_out), jnp.float32))(keys)
     kernel = kernel.reshape([shape[a] for a in order])
-    return jnp.transpose(kernel, np.argsort(order))
+    return jnp.transpose(kernel, tuple(np.argsort(order).tolist()))
 
 
 def structured(
@@ -158,7 +158,7 @@ def structured(
     kernel = kernel.at[(*(slice(None),) * at, *centre)].set(matrix)
     order = [*lead, *spatial, *ins, *outs]
     kernel = kernel.reshape([shape[a] for a in order]) * math.sqrt(math.prod(window))
-    return jnp.transpose(kernel, np.argsort(order))
+    return jnp.transpose(kernel, tuple(np.argsort(order).tolist()))
 
 
 def _solve(kind: str, problem: Problem) -> Assignment:

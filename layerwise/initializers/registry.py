@@ -58,6 +58,7 @@ class Assignment:
             for what was asked for.
         left_alone: Leaf name -> why the scheme says nothing about it.
         adjust: What is done to drawn parameters, traceable; None for nothing.
+        exact: Whether `variances` are those of the weights after it.
     """
 
     variances: Mapping[str, Any]
@@ -65,6 +66,7 @@ class Assignment:
     distribution: str | None = None
     left_alone: Mapping[str, str] = dataclasses.field(default_factory=dict)
     adjust: Callable[[PyTree], PyTree] | None = None
+    exact: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,8 @@ class Scheme:
         supports: Those of `FEATURES` with which it does.
         source: Keys into docs/notation.md.
         options: Names of the options that it takes.
-        distributions: What it can be drawn from.
+        distributions: What it can be drawn from; empty where the scheme decides.
+        default: What it is drawn from if nothing is said.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Scheme:
     source: str
     options: tuple[str, ...] = ()
     distributions: tuple[str, ...] = DISTRIBUTIONS
+    default: str = "normal"
 
 
 _SCHEMES: dict[str, Scheme] = {}

@@ -26,6 +26,7 @@ References:
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 
@@ -40,7 +41,7 @@ from layerwise.types import Activation, Initializer
 
 Axes = int | Sequence[int]
 
-_JAX_DISTRIBUTIONS = {
+_JAX_DISTRIBUTIONS: dict[str, Any] = {
     "normal": "normal",
     "truncated": "truncated_normal",
     "uniform": "uniform",
@@ -57,7 +58,7 @@ class Rule:
     """
 
     scale: float
-    fan: str
+    fan: Literal["fan_in", "fan_out", "fan_avg"]
 
     def variance(self, fan_in: float | int, fan_out: float | int) -> float:
         """Returns the weight variance at these fans."""
@@ -136,7 +137,7 @@ def _formula(rule: Rule) -> str:
 def _orthogonal(rule: Rule, in_axis: Axes, out_axis: Axes, batch: Axes) -> Initializer:
     """Orthonormal along the operation's axes, with the entries' variance of a rule."""
 
-    def init(key: jax.Array, shape: Sequence[int], dtype: object = None) -> jax.Array:
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = None) -> jax.Array:
         shape = tuple(shape)
         n = len(shape)
         outs, batched = _positions(out_axis, n), _positions(batch, n)

@@ -26,6 +26,7 @@ class Weight:
         spatial: Axes of a convolution's taps.
         grouped: Whether it is a convolution of more than one group.
         direct: Whether the weight is the leaf itself (or a slice of a stacked one).
+        linear: Whether scaling the leaf scales the weight: it is a rearrangement of it.
         lookup: Whether rows are read rather than multiplied.
     """
 
@@ -39,6 +40,7 @@ class Weight:
     spatial: tuple[int, ...] = ()
     grouped: bool = False
     direct: bool = True
+    linear: bool = True
     lookup: bool = False
 
 
@@ -71,11 +73,11 @@ def _of_layer(
     equation = producers[layer.root]
     shape = tuple(part.graph.avals[layer.weight].shape)
     c = layer.connections
-    direct, at = True, layer.weight
-    while at in producers:
+    direct = linear = True
+    at = layer.weight
+    while at in producers and linear:
         direct = direct and producers[at].name in _COPIES
-        if producers[at].name not in primitives.LAYOUT | {"slice"}:
-            break
+        linear = producers[at].name in primitives.LAYOUT | {"slice"}
         (at,) = producers[at].values_in[:1]
     leaf = layer.weight_leaves[0] if len(layer.weight_leaves) == 1 else None
     skipped = math.prod(axis.input_dilation for axis in c.axes)
@@ -101,6 +103,7 @@ def _of_layer(
         spatial,
         groups > 1,
         direct,
+        linear,
     )
 
 

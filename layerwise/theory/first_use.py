@@ -105,7 +105,7 @@ def scale_cotangents(
 def _rescale(
     engine: Engine, found: dict[str, float], target: Target, node: Node, state: State
 ) -> State:
-    """Scales the leaf of a weight operation, if this is its first use, and the state."""
+    """Scales the leaf of an operation, if this is its first use, and the state."""
     traced, law = engine.traced, engine.ctx.law
     (weight,) = [a for a in node.equations[0].inputs if not traced.flow.is_signal(a)]
     leaf = engine.ctx.leaf(weight)
