@@ -12,11 +12,15 @@ from layerwise.report import VarianceReport, plot_comparison, propagate_variance
 if TYPE_CHECKING:
     from layerwise import expressivity
     from layerwise.expressivity import express
+    from layerwise.report.predict import predict
+    from layerwise.theory.prediction import Prediction
+    from layerwise.theory.rules import rule
 
 __version__ = "0.1.0"
 __all__ = [
     "Law",
     "Measurement",
+    "Prediction",
     "VarianceReport",
     "errors",
     "express",
@@ -24,7 +28,9 @@ __all__ = [
     "initialize",
     "measure",
     "plot_comparison",
+    "predict",
     "propagate_variance",
+    "rule",
     "scheme_law",
     "scheme_names",
     "zoo",
@@ -34,6 +40,9 @@ __all__ = [
 _LAZY = {
     "expressivity": ("layerwise.expressivity", None),
     "express": ("layerwise.expressivity", "express"),
+    "predict": ("layerwise.report.predict", "predict"),
+    "Prediction": ("layerwise.theory.prediction", "Prediction"),
+    "rule": ("layerwise.theory.rules", "rule"),
 }
 
 

@@ -1,6 +1,6 @@
 """The public call: a model in, the moments of every layer out, without measuring it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from layerwise.theory.recursion import predict_recursion
 from layerwise.theory.state import Grade, State
 from layerwise.tracing import TracedModel, trace
 from layerwise.tracing.model import check_params
-from layerwise.tracing.prepare import prepare
+from layerwise.tracing.prepare import Prepared, prepare
 from layerwise.tracing.sites import named_values
 from layerwise.types import PyTree
 
@@ -29,6 +29,7 @@ def predict(
     inputs: Any = None,
     *,
     method: str = "kernel",
+    law: Callable[[jax.Array], PyTree] | None = None,
     weight_variance: Mapping[str, float] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     rngs: Mapping[str, jax.Array] | None = None,
@@ -45,6 +46,8 @@ def predict(
         method: "kernel" (correlations between positions and examples, the real
             inputs), "sitewise" (the same with inputs taken for independent zero-mean
             entries), or "recursion" (eq. (4), (5) of the paper, chains only).
+        law: ``key -> params``, traceable: the law of the networks, in place of what
+            `params` says.
         weight_variance: Layer path -> variance of its weights, in place of the law's.
         kwargs: Keyword arguments of the model's call.
         rngs: Keys of the streams that the call draws from, by name (Linen).
@@ -71,24 +74,30 @@ def predict(
             )
         )
     ready = prepare(model, params, inputs, kwargs=kwargs, rngs=rngs)
-    function, arrays, given = ready.model, ready.inputs, ready.given
-    check_params(function, ready.example, ready.own)
-    traced = trace(function, ready.example, arrays)
-    if given is not None:
-        law = laws.of_params(given)
-    else:
-        assert function.init is not None  # own_params has raised without one
-        law = laws.of_init(function.init, arrays)
+    check_params(ready.model, ready.example, ready.own)
+    traced = trace(ready.model, ready.example, ready.inputs)
+    moments = law_of(ready, law)
     if weight_variance:
-        law = laws.with_variances(law, traced, weight_variance)
+        moments = laws.with_variances(moments, traced, weight_variance)
     if method == "recursion":
-        return _recursion(traced, law, arrays)
+        return _recursion(traced, moments, ready.inputs)
     cuts = frozenset(s.value for s in named_values(traced))
-    engine = Engine(
-        traced, law, arrays, cuts, independent=method == "sitewise", draws=draws
-    )
+    white = method == "sitewise"
+    engine = Engine(traced, moments, ready.inputs, cuts, independent=white, draws=draws)
     engine.run()
     return _prediction(traced, engine, method)
+
+
+def law_of(
+    ready: Prepared, draw: Callable[[jax.Array], PyTree] | None = None
+) -> laws.Law:
+    """Returns the moments of the networks: of `draw`, else of what was passed."""
+    if draw is not None:
+        return laws.of_init(lambda key, *_: draw(key), ready.inputs)
+    if ready.given is not None:
+        return laws.of_params(ready.given)
+    assert ready.model.init is not None  # own_params has raised without one
+    return laws.of_init(ready.model.init, ready.inputs)
 
 
 def _prediction(traced: TracedModel, engine: Engine, method: str) -> Prediction:

@@ -53,7 +53,22 @@ _ENTRIES: dict[str, Entry] = {}
 
 
 def rule(*names: str, family: str = "user") -> Callable[[Any], Any]:
-    """Registers a class of two static methods as the rule of primitives.
+    """Registers a class of static methods as the moment rule of primitives.
+
+    The contract:
+
+    * ``forward(ctx, node, states)`` gets one `State` per signal operand and returns
+      that of the result. `State.map` applies a function to each run of alike channels,
+      a `Field`; `Field.scaled` multiplies its second moments.
+    * ``backward(ctx, node, states, out, cotangent)`` gets the moments of the result's
+      cotangent and returns one `State` (or None, for no cotangent) per signal operand.
+      Without this method the backward numbers are sampled, graded `measured`.
+    * ``node.equations[0].params`` are the primitive's static parameters,
+      ``node.equations[0].inputs`` its operands, ``ctx.shape(value)`` the shape of one.
+    * Where its assumptions do not hold it raises `NoSoundRule` with the reason; the
+      equation is then sampled.
+    * Grades only get worse: return the operand's own where the rule is exact, at least
+      `Grade.APPROXIMATE` where it is not.
 
     Args:
         *names: Primitive names as on a jaxpr's equations, or names of the interpreter's

@@ -1,5 +1,6 @@
 """One file per mathematical family; importing this package registers every rule."""
 
+from layerwise.theory.registry import rule
 from layerwise.theory.rules import (
     channels,
     elementwise,
@@ -18,5 +19,6 @@ __all__ = [
     "normalization",
     "pooling",
     "positions",
+    "rule",
     "shape",
 ]

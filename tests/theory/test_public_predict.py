@@ -1,0 +1,42 @@
+"""`lw.predict` as a user calls it: laws, methods, tables, rules of their own."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import layerwise as lw
+from layerwise.theory.state import Grade
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(8, (3, 3))(x))
+        x = nn.relu(nn.Conv(8, (3, 3), (2, 2))(x))
+        return nn.Dense(4)(x.reshape(x.shape[0], -1))
+
+
+INPUTS = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+
+
+def test_a_scheme_by_name_and_its_law_are_the_same_prediction():
+    named = lw.predict(Net(), "kaiming_fan_in", INPUTS)
+    law = lw.scheme_law(Net(), INPUTS, "kaiming_fan_in")
+    given = lw.predict(Net(), law, INPUTS)
+    np.testing.assert_array_equal(named.curve("forward"), given.curve("forward"))
+    q = float(jnp.mean(INPUTS**2))
+    # One pixel of padding: 3 n - 2 of 3 n connections, per axis.
+    assert named.second["forward"][named.find("u", 1)] == pytest.approx(
+        2 * q * (22 / 24) ** 2, rel=0.05
+    )
+    assert named.grade["forward"][named.find("u", 1)] is Grade.EXACT
+
+
+def test_parameters_stand_for_networks_of_their_second_moments():
+    params = Net().init(jax.random.key(0), INPUTS)
+    doubled = jax.tree.map(lambda x: 2 * x, params)
+    once, twice = (lw.predict(Net(), p, INPUTS) for p in (params, doubled))
+    ratio = twice.curve("forward")[1:] / once.curve("forward")[1:]
+    np.testing.assert_allclose(ratio, [4.0, 16.0, 64.0], rtol=1e-6)
