@@ -119,15 +119,18 @@ class RuleContext:
     def _leaf_of(self) -> Mapping[int, str]:
         return {v: n for n, v in self.traced.leaf_values.items()}
 
-    def _weight_of(self, value: int) -> WeightMoments:
-        at = value
+    def leaf(self, atom: Any) -> str | None:
+        """Returns the parameter leaf that an operand is a rearrangement of, if one."""
+        at = atom if isinstance(atom, int) else -1
         while at in self._producers:
             equation = self._producers[at]
-            keeps = equation.name in primitives.LAYOUT and equation.name != "rev"
-            if not (keeps or equation.name == "rev" or equation.name == "slice"):
-                break
+            if equation.name not in primitives.LAYOUT | {"slice"}:
+                return None
             at = equation.values_in[0] if equation.values_in else -1
-        leaf = self.law.leaves.get(self._leaf_of.get(at, ""))
+        return self._leaf_of.get(at)
+
+    def _weight_of(self, value: int) -> WeightMoments:
+        leaf = self.law.leaves.get(self.leaf(value) or "")
         if leaf is not None and leaf.value is None:
             return WeightMoments(leaf.second, leaf.mean, None)
         leaves = self.traced.flow.leaves_of(value)

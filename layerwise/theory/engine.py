@@ -8,7 +8,7 @@ says that its assumptions do not hold, the node is sampled.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from layerwise.theory.registry import NoSoundRule
 from layerwise.theory.rules.elementwise import add_fields, aligned, fit_parts, worst
 from layerwise.theory.sampling import Sampler
 from layerwise.theory.state import Field, Grade, State, white
-from layerwise.tracing import TracedModel
+from layerwise.tracing import TracedModel, primitives
 
 
 assert rules.__all__  # imported to register them
@@ -54,6 +54,10 @@ class Engine:
         cuts: Values whose moments are wanted.
         independent: Take inputs for independent zero-mean entries (`sitewise`).
         draws: Networks to run where something has to be sampled.
+        on_weights: Called with each weight operation and the moments of its result;
+            what it returns takes their place.
+        log_scale: Leaf name -> logarithm of a factor that sampled networks have it
+            multiplied by; may grow during the sweep.
     """
 
     def __init__(
@@ -65,8 +69,11 @@ class Engine:
         *,
         independent: bool = False,
         draws: int = 48,
+        on_weights: Callable[[Node, State], State] | None = None,
+        log_scale: Mapping[str, float] | None = None,
     ):
         self.traced, self.inputs = traced, tuple(inputs)
+        self.on_weights = on_weights
         self.known: dict[int, State] = {}
         self.cotangents: dict[int, list[State]] = {}
         self.total: dict[int, State] = {}
@@ -105,7 +112,7 @@ class Engine:
         )
         readers = [n.output for n in self.nodes if n.name in _PAIRS_BACK]
         self.first_reader = min(readers, default=10**12)
-        self.sampler = Sampler(self.ctx, self.inputs, draws)
+        self.sampler = Sampler(self.ctx, self.inputs, draws, log_scale=log_scale)
 
     def _classes(self) -> int:
         """2 where something mixes examples, else 1."""
@@ -143,11 +150,15 @@ class Engine:
 
     def run(self) -> None:
         """Runs both sweeps."""
-        for node in self.nodes:
-            self._forward(node)
+        self.forward()
         self._seed()
         for node in reversed(self.nodes):
             self._backward(node)
+
+    def forward(self) -> None:
+        """Runs the forward sweep."""
+        for node in self.nodes:
+            self._forward(node)
 
     def _forward(self, node: Node) -> None:
         rule = registry.find(node.name)
@@ -156,19 +167,26 @@ class Engine:
                 raise NoSoundRule("no rule")
             states = [self.state_of(v) for v in node.inputs]
             got = rule.forward(self.ctx, node, states)
-            weight = node.name in ("conv_general_dilated", "dot_general")
             roots = frozenset([node.output])
-            if not weight:
+            if not self._has_weights(node):
                 roots = frozenset().union(*(s.roots for s in states))
+            elif self.on_weights is not None:
+                got = self.on_weights(node, got)
             self.known[node.output] = dataclasses.replace(got, roots=roots)
         except NoSoundRule as error:
             self._sample(node, str(error))
+
+    @staticmethod
+    def _has_weights(node: Node) -> bool:
+        """Whether a node that its rule has taken multiplies by fresh weights."""
+        return node.name in primitives.WEIGHT_OPERATIONS
 
     def _sample(self, node: Node, reason: str) -> None:
         self.reasons[node.label] = reason
         if node.output not in self.sampled:
             wanted = {node.output: node.label}
-            for other in self.nodes:  # those known to come, in the same run
+            known = self.nodes if self.on_weights is None else ()
+            for other in known:  # those known to come, in the same run
                 floating = jnp.issubdtype(
                     self.traced.graph.avals[other.output].dtype, jnp.floating
                 )
@@ -304,8 +322,9 @@ class Engine:
                 return
             for v, ct in zip(node.inputs, back, strict=True):
                 if ct is not None and v not in self.fixed:
-                    weight = node.name in ("conv_general_dilated", "dot_general")
-                    origin = frozenset([node.output]) if weight else cotangent.roots
+                    origin = cotangent.roots
+                    if self._has_weights(node):
+                        origin = frozenset([node.output])
                     ct = dataclasses.replace(ct, terms=(), roots=origin)
                     if v < self.first_reader:
                         ct = ct.map(Field.single)

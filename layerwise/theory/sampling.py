@@ -6,7 +6,7 @@ are taken from what comes out. Everything that depends on it is graded `measured
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,15 +28,23 @@ class Sampler:
         inputs: The data inputs.
         draws: Number of networks.
         seed: Seed of their keys.
+        log_scale: Leaf name -> logarithm of the factor that it is multiplied by.
     """
 
     ctx: RuleContext
     inputs: Sequence[Any]
     draws: int = 48
     seed: int = 11
+    log_scale: Mapping[str, float] | None = None
 
     def _args(self, key: jax.Array) -> list[Any]:
-        return [*jax.tree.leaves(self.ctx.law.draw(key)), *self.inputs]
+        leaves = jax.tree.leaves(self.ctx.law.draw(key))
+        names = self.ctx.traced.leaf_values
+        for i, name in enumerate(names if self.log_scale else ()):
+            assert self.log_scale is not None
+            if name in self.log_scale:
+                leaves[i] = leaves[i] * np.float32(np.exp(self.log_scale[name]))
+        return [*leaves, *self.inputs]
 
     def forward(self, values: Sequence[int], label: dict[int, str]) -> dict[int, State]:
         """Returns the states of some values."""
