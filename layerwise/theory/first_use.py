@@ -33,7 +33,7 @@ def scale_at_first_use(
     """Returns the logarithm of the factor that each weight leaf is multiplied by.
 
     Second moments are of the weight operation's own result, before a bias is added.
-    A leaf that several operations share (tied, or run by a loop) is scaled at the first.
+    A leaf that several operations share (tied, run by a loop) is scaled at the first.
     A weight that is not a rearrangement of one leaf (weight normalization) has no scale
     and is left out, and so is a leaf of the same value in every network, and one whose
     operation makes zero.
