@@ -6,6 +6,8 @@ a primitive, changes a bind signature or moves a class is met in one place.
 
 import contextlib
 import functools
+import types
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -24,6 +26,7 @@ __all__ = [
     "Var",
     "bind",
     "closed",
+    "derivative_rule",
     "is_key_dtype",
     "primitive_name",
     "scan_counts",
@@ -97,6 +100,37 @@ def bind(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
     else:
         out = eqn.primitive.bind(*values, **bind_params)
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def derivative_rule(eqn: JaxprEqn) -> Hashable:
+    """Returns what a custom derivative rule is known by, the same wherever it is used.
+
+    JAX wraps the rule anew at each call; within the wrappers is the one function that
+    the user defined. The equation itself where it cannot be found.
+    """
+    keys = ("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd")
+    found: list[Hashable] = []
+    for root in (eqn.params[k] for k in keys if k in eqn.params):
+        seen: set[int] = set()
+        stack, own = [root], []
+        while stack:
+            at = stack.pop()
+            if id(at) in seen:
+                continue
+            seen.add(id(at))
+            if type(at).__name__ == "WrappedFun":
+                own.append(at.f)
+                stack.append(at.f)
+                stack.extend(p for _, ps in at.transforms for p in ps)
+            elif isinstance(at, types.FunctionType):
+                for cell in at.__closure__ or ():
+                    with contextlib.suppress(ValueError):  # an empty cell
+                        stack.append(cell.cell_contents)
+        lasting = [f for f in own if "_memoize" not in getattr(f, "__qualname__", "")]
+        if not lasting:
+            return eqn
+        found.extend(lasting)
+    return tuple(found) or eqn
 
 
 @functools.cache

@@ -49,6 +49,7 @@ class Planner:
         self.producers = self.graph.producers()
         self.nodes: dict[int, Node] = {}
         self.functions: dict[str, ScalarFunction] = {}
+        self.shared: dict[ScalarFunction, ScalarFunction] = {}
         self.exits = self._exits(cuts)
 
     def plan(self) -> tuple[Node, ...]:
@@ -185,5 +186,7 @@ class Planner:
 
     def _shared(self, phi: ScalarFunction) -> ScalarFunction:
         """One function object for equal functions, so that one cache serves all."""
-        key = str(jax.make_jaxpr(phi)(jax.ShapeDtypeStruct((), jnp.float32)))
-        return self.functions.setdefault(key, phi)
+        if phi not in self.shared:
+            key = str(jax.make_jaxpr(phi)(jax.ShapeDtypeStruct((), jnp.float32)))
+            self.shared[phi] = self.functions.setdefault(key, phi)
+        return self.shared[phi]

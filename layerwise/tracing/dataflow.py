@@ -11,7 +11,9 @@ normalization all have one root and so belong to the operation before them, whil
 ``x + f(x)`` has two and is a merge.
 """
 
+import bisect
 import dataclasses
+import functools
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -40,6 +42,14 @@ class Dataflow:
     def is_signal(self, atom: Atom) -> bool:
         """Whether an operand depends on the data inputs."""
         return isinstance(atom, int) and atom in self.root
+
+    @functools.cached_property
+    def regions(self) -> Mapping[int, Sequence[int]]:
+        """Root -> the values that have it, in program order."""
+        found: dict[int, list[int]] = {}
+        for v, r in self.root.items():
+            found.setdefault(r, []).append(v)
+        return {r: sorted(vs) for r, vs in found.items()}
 
     def leaves_of(self, atom: Atom) -> frozenset[str]:
         """The parameter leaves in an operand; empty for signals and constants."""
@@ -149,7 +159,8 @@ def dominators(graph: Graph, flow: Dataflow, start: int) -> list[int]:
     exits are merges, weight operations and the program's outputs.
     """
     exit_ = sys.maxsize
-    region = [v for v, r in flow.root.items() if r == flow.root[start] and v >= start]
+    whole = flow.regions[flow.root[start]]
+    region = whole[bisect.bisect_left(whole, start) :]
     members = set(region)
     consumers = graph.consumers()
     outputs = {a for a in graph.outputs if isinstance(a, int)}
@@ -163,7 +174,7 @@ def dominators(graph: Graph, flow: Dataflow, start: int) -> list[int]:
                 b = after.get(b, exit_)
         return a
 
-    for value in sorted(region, reverse=True):
+    for value in reversed(region):
         nexts: list[int] = [exit_] if value in outputs else []
         for equation in consumers.get(value, ()):
             nexts += [w if w in members else exit_ for w in equation.outputs]
@@ -182,10 +193,15 @@ def dominators(graph: Graph, flow: Dataflow, start: int) -> list[int]:
 
 def between(graph: Graph, flow: Dataflow, first: int, last: int) -> list[Equation]:
     """Returns the equations by which `first` becomes its post-dominator `last`."""
-    reached, found = {first}, []
-    for equation in graph.equations:
-        inside = [v for v in equation.outputs if first < v <= last and v in flow.root]
-        if inside and not reached.isdisjoint(equation.values_in):
-            reached.update(inside)
+    whole, producers = flow.regions[flow.root[first]], graph.producers()
+    lo, hi = bisect.bisect_right(whole, first), bisect.bisect_right(whole, last)
+    reached, found, seen = {first}, [], set()
+    for value in whole[lo:hi]:
+        equation = producers[value]
+        if equation.outputs[0] not in seen and not reached.isdisjoint(
+            equation.values_in
+        ):
+            seen.add(equation.outputs[0])
+            reached.update(v for v in equation.outputs if v <= last)
             found.append(equation)
     return found

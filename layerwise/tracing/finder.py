@@ -101,6 +101,7 @@ class _LayerFinder:
         self.sizes = sizes
         self.used = used
         self.functions: dict[str, ScalarFunction] = {}
+        self.shared: dict[ScalarFunction, ScalarFunction] = {}
         self.constant: Callable[[int], np.ndarray | None] = functools.cache(
             lambda v: dataflow.constant_value(graph, v, flow)
         )
@@ -248,8 +249,10 @@ class _LayerFinder:
             return make("other")
         # One function object for all layers with the same activation: what is compiled
         # or integrated for one of them serves all.
-        key = str(jax.make_jaxpr(phi)(jax.ShapeDtypeStruct((), jnp.float32)))
-        return make("pointwise", phi=self.functions.setdefault(key, phi))
+        if phi not in self.shared:
+            key = str(jax.make_jaxpr(phi)(jax.ShapeDtypeStruct((), jnp.float32)))
+            self.shared[phi] = self.functions.setdefault(key, phi)
+        return make("pointwise", phi=self.shared[phi])
 
     def _single_step(self, equation: Equation) -> tuple[str, int] | None:
         """Returns (kind, window) of a step that is one equation with a known role."""

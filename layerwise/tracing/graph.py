@@ -18,6 +18,7 @@ jits as the model itself does.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -107,14 +108,22 @@ class Graph:
 
     def consumers(self) -> dict[int, list[Equation]]:
         """Returns value -> the equations of this graph that read it."""
+        return self._consumers
+
+    def producers(self) -> dict[int, Equation]:
+        """Returns value -> the equation of this graph that defines it."""
+        return self._producers
+
+    @functools.cached_property
+    def _consumers(self) -> dict[int, list[Equation]]:
         table: dict[int, list[Equation]] = {}
         for equation in self.equations:
             for value in dict.fromkeys(equation.values_in):
                 table.setdefault(value, []).append(equation)
         return table
 
-    def producers(self) -> dict[int, Equation]:
-        """Returns value -> the equation of this graph that defines it."""
+    @functools.cached_property
+    def _producers(self) -> dict[int, Equation]:
         return {v: e for e in self.equations for v in e.outputs}
 
 

@@ -6,7 +6,7 @@ there is a function of one real variable; here it is, ready for quadrature in fl
 No activation is known by name.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -45,7 +45,7 @@ def scalar_function(
     uniform: dict[int, float] = {}
     inside = {v for e in equations for v in e.outputs} | {source}
     for equation in equations:
-        if not _is_elementwise(equation) or not _derivative_is_own(equation):
+        if not _is_elementwise(equation):
             return None
         for value in equation.values_in:
             if value in inside:
@@ -55,6 +55,9 @@ def scalar_function(
                 return None
             uniform[value] = array.flat[0].item()
     steps = tuple(equations)
+    key = _signature(steps, source, target, uniform)
+    if key in _FOUND:
+        return _FOUND[key]
 
     def phi(x: jax.Array) -> jax.Array:
         env: dict[int, Any] = {k: jnp.asarray(v) for k, v in uniform.items()}
@@ -62,7 +65,43 @@ def scalar_function(
         _run(steps, env, x)
         return jnp.broadcast_to(env[target], x.shape)
 
-    return phi
+    own = all(_derivative_is_own(e) for e in steps)
+    if len(_FOUND) >= _REMEMBERED:
+        _FOUND.clear()
+    _FOUND[key] = phi if own else None
+    return _FOUND[key]
+
+
+_FOUND: dict[Hashable, ScalarFunction | None] = {}
+_REMEMBERED = 1024
+
+
+def _signature(
+    equations: Sequence[Equation], source: int, target: int, uniform: dict[int, float]
+) -> Hashable:
+    """Returns what the function is made of: equal for equal functions of one shape.
+
+    A call with a derivative rule of its own is told by its body and its rule.
+    """
+    number = {source: 0}
+    text: list[Hashable] = []
+    for e in equations:
+        operands: list[Hashable] = []
+        for a in e.inputs:
+            if not isinstance(a, int):
+                operands.append(("literal", str(a.val), str(a.aval)))
+            elif a in number:
+                operands.append(number[a])
+            else:
+                operands.append(("uniform", uniform[a]))
+        for v in e.outputs:
+            number[v] = len(number)
+        how: Hashable = str(e.params)
+        if e.name in primitives.WRAPPERS:
+            body = str(_jax.sub_jaxprs(e.eqn)[0])
+            how = (body, _jax.derivative_rule(e.eqn))
+        text.append((e.name, how, *operands))
+    return (*text, number[target])
 
 
 def _run(equations: Sequence[Equation], env: dict[int, Any], like: jax.Array) -> None:
