@@ -8,7 +8,7 @@ parameters: each leaf zero-mean with its own second moment, constant leaves as t
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -96,12 +96,13 @@ def of_init(init: Callable[..., PyTree], inputs: Sequence[Any]) -> Law:
     graph = from_jaxpr(jaxpr)
     flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
     known: dict[Any, Leaf] = {}
+    seen: dict[Hashable, jax.Array] = {}
     leaves = {}
     for (path, aval), atom in zip(flat, graph.outputs, strict=True):
         equations = _slice(graph, atom)
         signature = (tuple(aval.shape), str(aval.dtype), _signature(graph, equations))
         if signature not in known:
-            known[signature] = _leaf(graph, atom, equations, aval, key)
+            known[signature] = _leaf(graph, atom, equations, aval, key, seen)
         leaves[leaf_name(path)] = known[signature]
     return Law(leaves, draw)
 
@@ -133,7 +134,12 @@ def _signature(graph: Graph, equations: Sequence[Equation]) -> str:
 
 
 def _leaf(
-    graph: Graph, atom: Atom, equations: list[Equation], aval: Any, key: jax.Array
+    graph: Graph,
+    atom: Atom,
+    equations: list[Equation],
+    aval: Any,
+    key: jax.Array,
+    seen: dict[Hashable, jax.Array],
 ) -> Leaf:
     if not isinstance(atom, int):
         value = np.full(aval.shape, np.asarray(atom.val))
@@ -146,7 +152,7 @@ def _leaf(
         value = np.asarray(evaluate(part, [key])[0])
         second = float(np.mean(np.square(value, dtype=np.float64))) if size else 0.0
         return Leaf(second, 0.0, value)
-    values = _over_bits(graph, atom, equations) if len(bits) == 1 else None
+    values = _over_bits(graph, atom, equations, seen) if len(bits) == 1 else None
     if values is None:
         part = dataclasses.replace(
             graph, equations=tuple(_back_to_key(graph, atom)), outputs=(atom,)
@@ -168,44 +174,83 @@ def _back_to_key(graph: Graph, atom: int) -> list[Equation]:
     return kept[::-1]
 
 
-_POINTS = 2**18
+_POINTS = 2**16
 
 
 def _over_bits(
-    graph: Graph, atom: int, equations: Sequence[Equation]
+    graph: Graph,
+    atom: int,
+    equations: Sequence[Equation],
+    seen: dict[Hashable, jax.Array],
 ) -> np.ndarray | None:
-    """Returns the leaf's values on equally spaced random bits, or None."""
-    grid = (np.arange(_POINTS, dtype=np.uint64) * 2 + 1) * (2**31 // _POINTS)
+    """Returns the leaf's values on equally spaced random bits, or None.
+
+    `seen` holds what was computed for other leaves: most differ in a last factor only.
+    """
     env: dict[int, Any] = dict(graph.constants)
-    allowed = primitives.ELEMENTWISE | {"bitcast_convert_type"} | primitives.WRAPPERS
+    known: dict[int, Hashable] = {v: repr(x) for v, x in graph.constants.items()}
     for e in equations:
-        if e.name == "random_bits":
-            if e.params["bit_width"] != 32:
-                return None
-            env[e.outputs[0]] = jnp.asarray(grid.astype(np.uint32))
-            continue
-        operands = [
-            env[a] if isinstance(a, int) else jnp.asarray(a.val) for a in e.inputs
+        # An operand that nothing here has made is the key that bits come from.
+        operands = [env.get(a) if isinstance(a, int) else a.val for a in e.inputs]
+        names = [
+            known.get(a, "key") if isinstance(a, int) else repr(a.val) for a in e.inputs
         ]
-        if e.name in primitives.LAYOUT and e.name != "convert_element_type":
-            if np.size(operands[0]) not in (1, _POINTS):
+        out = e.outputs[0]
+        known[out] = hash((e.name, _what(e), *names))
+        if known[out] not in seen:
+            got = _on_grid(e, operands)
+            if got is None:
                 return None
-            env[e.outputs[0]] = operands[0]
-            continue
-        if e.name not in allowed | {"convert_element_type"}:
-            return None
-        if any(np.size(x) not in (1, _POINTS) for x in operands):
-            return None
-        wide = any(np.size(x) == _POINTS for x in operands)
-        shape = (_POINTS,) if wide else ()
-        operands = [
-            jnp.broadcast_to(jnp.reshape(x, (-1,) if x.size > 1 else ()), shape)
-            for x in operands
-        ]
-        outs = _jax.bind(e.eqn, operands)
-        env.update(zip(e.outputs, outs, strict=True))
+            if len(seen) >= _HELD:
+                seen.clear()
+            seen[known[out]] = got
+        env[out] = seen[known[out]]
+        for other in e.outputs[1:]:
+            known[other], env[other] = known[out], env[out]
     values = np.asarray(env[atom], np.float64)
     return values if values.size == _POINTS else None
+
+
+_HELD = 128
+_SAME_LAW = primitives.LAYOUT - {"convert_element_type"} | {"slice", "split"}
+_ALLOWED = (
+    primitives.ELEMENTWISE
+    | primitives.WRAPPERS
+    | {"bitcast_convert_type", "convert_element_type"}
+)
+
+
+def _what(equation: Equation) -> str:
+    if equation.name in _SAME_LAW or equation.name == "random_bits":
+        return ""
+    bodies = _jax.sub_jaxprs(equation.eqn)
+    return str(bodies[0]) if bodies else str(equation.params)
+
+
+def _on_grid(equation: Equation, operands: list[Any]) -> jax.Array | None:
+    """Applies one equation to arrays over the grid; None if it is not elementwise.
+
+    Entries of a leaf are independent and alike, so that a rearrangement or a part of
+    them has the law of the whole.
+    """
+    if equation.name == "random_bits":
+        if equation.params["bit_width"] != 32:
+            return None
+        grid = (np.arange(_POINTS, dtype=np.uint64) * 2 + 1) * (2**31 // _POINTS)
+        return jnp.asarray(grid.astype(np.uint32))
+    arrays = [jnp.asarray(x) for x in operands]
+    if any(np.size(x) not in (1, _POINTS) for x in arrays):
+        return None
+    if equation.name in _SAME_LAW:
+        return arrays[0]
+    if equation.name not in _ALLOWED:
+        return None
+    shape = (_POINTS,) if any(np.size(x) == _POINTS for x in arrays) else ()
+    arrays = [
+        jnp.broadcast_to(jnp.reshape(x, (-1,) if x.size > 1 else ()), shape)
+        for x in arrays
+    ]
+    return _jax.bind(equation.eqn, arrays)[0]
 
 
 def with_variances(
