@@ -7,11 +7,18 @@ a primitive, changes a bind signature or moves a class is met in one place.
 import contextlib
 import functools
 import types
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import (
+    ClosedJaxpr,
+    Jaxpr,
+    JaxprEqn,
+    Literal,
+    Var,
+    jaxpr_as_fun,
+)
 from jax.extend.source_info_util import (
     register_exclusion,
     summarize,
@@ -27,11 +34,13 @@ __all__ = [
     "bind",
     "closed",
     "derivative_rule",
+    "evaluate",
     "is_key_dtype",
     "primitive_name",
     "scan_counts",
     "source_line",
     "sub_jaxprs",
+    "with_params",
     "x64",
 ]
 
@@ -89,6 +98,16 @@ def scan_counts(eqn: JaxprEqn) -> tuple[int, int]:
     groups = eqn.params["ft_in"].update(range(len(eqn.invars))).unpack()
     consts, carries, _ = (list(group) for group in groups)
     return len(consts), len(carries)
+
+
+def with_params(eqn: JaxprEqn, like: JaxprEqn, params: dict[str, Any]) -> JaxprEqn:
+    """Returns `eqn` with some parameters changed, at the source line of `like`."""
+    return eqn.replace(params={**eqn.params, **params}, source_info=like.source_info)
+
+
+def evaluate(jaxpr: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+    """Runs a closed jaxpr."""
+    return jaxpr_as_fun(jaxpr)(*args)
 
 
 def bind(eqn: JaxprEqn, values: list[Any]) -> list[Any]:

@@ -1,5 +1,6 @@
 """The public call: a model in, the moments of every layer out, without measuring it."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +17,8 @@ from layerwise.theory.state import Grade, State
 from layerwise.tracing import TracedModel, trace
 from layerwise.tracing.model import check_params
 from layerwise.tracing.prepare import Prepared, prepare
-from layerwise.tracing.sites import named_values
+from layerwise.tracing.sites import NamedValue, all_values, named_values
+from layerwise.tracing.unroll import Unrolled, unroll
 from layerwise.types import PyTree
 
 
@@ -81,11 +83,15 @@ def predict(
         moments = laws.with_variances(moments, traced, weight_variance)
     if method == "recursion":
         return _recursion(traced, moments, ready.inputs)
-    cuts = frozenset(s.value for s in named_values(traced))
+    whole = traced
+    unrolled = unroll(traced, ready.inputs)
+    traced = unrolled.traced
+    sites = placed(whole, unrolled)
+    cuts = frozenset(s.value for s in sites)
     white = method == "sitewise"
     engine = Engine(traced, moments, ready.inputs, cuts, independent=white, draws=draws)
     engine.run()
-    return _prediction(traced, engine, method)
+    return _prediction(traced, sites, engine, method)
 
 
 def law_of(
@@ -100,8 +106,18 @@ def law_of(
     return laws.of_init(ready.model.init, ready.inputs)
 
 
-def _prediction(traced: TracedModel, engine: Engine, method: str) -> Prediction:
-    sites = named_values(traced)
+def placed(traced: TracedModel, unrolled: Unrolled) -> tuple[NamedValue, ...]:
+    """Returns the sites of a model, at their values in its unrolled program."""
+    return tuple(
+        dataclasses.replace(s, value=unrolled.where[s.value, s.iteration])
+        for s in all_values(traced)
+        if (s.value, s.iteration) in unrolled.where
+    )
+
+
+def _prediction(
+    traced: TracedModel, sites: tuple[NamedValue, ...], engine: Engine, method: str
+) -> Prediction:
     columns: dict[str, dict[str, list[Any]]] = {}
     # Correlated inputs under one kernel: the masks of neighbouring positions depend on
     # the weights together, and the cotangents with them (first layer on images).

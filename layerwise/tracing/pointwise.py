@@ -45,7 +45,7 @@ def scalar_function(
     uniform: dict[int, float] = {}
     inside = {v for e in equations for v in e.outputs} | {source}
     for equation in equations:
-        if not _is_elementwise(equation):
+        if not is_elementwise(equation):
             return None
         for value in equation.values_in:
             if value in inside:
@@ -148,9 +148,10 @@ def _body(equation: Equation) -> Graph:
     return from_jaxpr(_jax.sub_jaxprs(equation.eqn)[0])
 
 
-def _is_elementwise(equation: Equation) -> bool:
+def is_elementwise(equation: Equation) -> bool:
+    """Whether each output entry depends on the same entry of the operands alone."""
     if equation.name in primitives.WRAPPERS:
-        return all(_is_elementwise(e) for e in _body(equation).equations)
+        return all(is_elementwise(e) for e in _body(equation).equations)
     return equation.name in primitives.ELEMENTWISE | primitives.LAYOUT
 
 
@@ -182,7 +183,7 @@ def _derivative_is_own(equation: Equation) -> bool:
         return jax.jvp(lambda y: _jax.bind(equation.eqn, at(y))[0], (x,), (dx,))[1]
 
     ruled = from_jaxpr(jax.make_jaxpr(with_rule)(like, like))
-    if not all(_is_elementwise(e) for e in ruled.equations):
+    if not all(is_elementwise(e) for e in ruled.equations):
         return False
     points = jnp.asarray(_PROBES)
     slope = _run_graph(ruled, [points, jnp.ones_like(points)], points)[0]
