@@ -20,6 +20,7 @@ from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.law import Law
 from layerwise.theory.plan import Planner
 from layerwise.theory.registry import NoSoundRule
+from layerwise.theory.repeats import Repeats
 from layerwise.theory.rules.elementwise import add_fields, aligned, fit_parts, worst
 from layerwise.theory.sampling import Sampler
 from layerwise.theory.state import Field, Grade, State, white
@@ -112,6 +113,8 @@ class Engine:
         )
         readers = [n.output for n in self.nodes if n.name in _PAIRS_BACK]
         self.first_reader = min(readers, default=10**12)
+        self.repeats = Repeats(self.ctx, self.nodes)
+        self.joint = any(n.name == "normalization" for n in self.nodes)
         self.sampler = Sampler(self.ctx, self.inputs, draws, log_scale=log_scale)
 
     def _classes(self) -> int:
@@ -166,7 +169,10 @@ class Engine:
             if rule is None:
                 raise NoSoundRule("no rule")
             states = [self.state_of(v) for v in node.inputs]
-            got = rule.forward(self.ctx, node, states)
+            got = self.repeats.forward(node, states)
+            if got is None:
+                got = rule.forward(self.ctx, node, states)
+                self.repeats.remember(node, "forward", states, [got])
             roots = frozenset([node.output])
             if not self._has_weights(node):
                 roots = frozenset().union(*(s.roots for s in states))
@@ -316,7 +322,12 @@ class Engine:
         for cotangent in given:
             try:
                 fitted = fit_parts(cotangent, out)
-                back = rule.backward(ctx, node, states, out, fitted)
+                flags = (node.output < self.first_reader, ctx.single_back)
+                back = self.repeats.backward(node, states, flags, fitted)
+                if back is None:
+                    back = rule.backward(ctx, node, states, out, fitted)
+                    operands = (*states, fitted)
+                    self.repeats.remember(node, flags, operands, back)
             except NoSoundRule as error:
                 self._sample_back(node, str(error))
                 return
@@ -328,6 +339,8 @@ class Engine:
                     ct = dataclasses.replace(ct, terms=(), roots=origin)
                     if v < self.first_reader:
                         ct = ct.map(Field.single)
+                    if not self.joint or v < self.first_reader:  # nothing reads it
+                        ct = ct.map(lambda f: f.replace(joint=None))
                     self.cotangents.setdefault(v, []).append(ct)
 
     def _sample_back(self, node: Node, reason: str) -> None:
