@@ -8,6 +8,7 @@ says that its assumptions do not hold, the node is sampled.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -130,11 +131,11 @@ class Engine:
         )
         if not needed:
             return lagging.NONE
-        total = 0.0
+        total, classes = 0.0, self._classes()
         for node in self.nodes:
             sizes = ctx.shape(node.output)[1:-1]
             held = [len(lagging.lag_values(n)) for n in sizes]
-            total += float(np.prod(sizes) * np.prod(held)) * self._classes()
+            total += math.prod(sizes) * math.prod(held) * classes
         return lagging.DENSE if total < DENSE_BUDGET else lagging.SPARSE
 
     def state_of(self, value: int) -> State:
