@@ -13,7 +13,7 @@ from benchmarks.models import Case
 from layerwise.measurement import ensemble
 from layerwise.measurement.fast_cpu import faster_draw, override_for
 from layerwise.measurement.measure import automatic_batch
-from layerwise.measurement.taps import TappedModel
+from layerwise.measurement.tapped_model import TappedModel
 from layerwise.tracing import trace
 from layerwise.tracing.model import abstract_params, as_function
 from layerwise.tracing.sites import all_values
@@ -82,7 +82,7 @@ class Bench:
             "layerwise, one tap": self.tapped(taps=1),
             "layerwise, no rewrites": self.tapped(rewrite=False),
         }.items():
-            measured = lambda p, x, t=tapped: t.statistics(p, (x,), key, None)
+            measured = lambda p, x, t=tapped: t.run(p, (x,), key, None)
             programs[name] = (measured, self.params)
         if self.case.name.startswith(("f34", "cnn")):
             programs["convolutions alone"] = (self._convolutions(), floats)

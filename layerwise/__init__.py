@@ -3,10 +3,17 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from layerwise import errors, zoo
+from layerwise import errors, initializers, zoo
 from layerwise.initializers import Law, initialize, scheme_law, scheme_names
 from layerwise.measurement import Measurement, measure
-from layerwise.report import VarianceReport, plot_comparison, propagate_variance
+from layerwise.moments.gain import gain
+from layerwise.report import (
+    Description,
+    VarianceReport,
+    describe,
+    plot_comparison,
+    propagate_variance,
+)
 
 
 if TYPE_CHECKING:
@@ -18,14 +25,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Description",
     "Law",
     "Measurement",
     "Prediction",
     "VarianceReport",
+    "describe",
     "errors",
     "express",
     "expressivity",
+    "gain",
     "initialize",
+    "initializers",
     "measure",
     "plot_comparison",
     "predict",

@@ -40,6 +40,7 @@ __all__ = [
     "scan_counts",
     "source_line",
     "sub_jaxprs",
+    "while_counts",
     "with_params",
     "x64",
 ]
@@ -108,6 +109,11 @@ def with_params(eqn: JaxprEqn, like: JaxprEqn, params: dict[str, Any]) -> JaxprE
 def evaluate(jaxpr: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
     """Runs a closed jaxpr."""
     return jaxpr_as_fun(jaxpr)(*args)
+
+
+def while_counts(eqn: JaxprEqn) -> tuple[int, int]:
+    """Returns how many constants of a while's condition and body come first."""
+    return eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
 
 
 def bind(eqn: JaxprEqn, values: list[Any]) -> list[Any]:

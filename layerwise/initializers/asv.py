@@ -24,6 +24,7 @@ References:
 import math
 from collections.abc import Sequence
 
+from layerwise.initializers.registry import Assignment, Scheme, register
 from layerwise.tracing import ChainLayer, TracedModel, chain
 
 
@@ -84,3 +85,28 @@ def variances(
     layers = chain(traced)
     values = RULES[scheme](layers, cap=cap)
     return {layer.path: v for layer, v in zip(layers, values, strict=True)}
+
+
+def _register(name: str, preserves: str) -> None:
+    register(
+        Scheme(
+            name,
+            lambda p: Assignment(variances(p.traced, name, cap=p.options.get("cap"))),
+            needs="a chain of layers",
+            preserves=preserves,
+            supports=(
+                "dense",
+                "ReLU",
+                "other activations",
+                "padding",
+                "stride",
+                "pooling",
+            ),
+            source="[Henmi2020]",
+            options=("cap",),
+        )
+    )
+
+
+_register("asv_forward", "E[u^2] forward, by eq. (4)")
+_register("asv_backward", "the cotangent backward, by eq. (5)")

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from layerwise.measurement.taps import TappedModel
+from layerwise.measurement.tapped_model import TappedModel
 from layerwise.types import PyTree
 
 
@@ -47,17 +47,25 @@ class Ensemble:
 
     Attributes:
         draws: Numbers of the networks measured; `GIVEN` for the given one.
-        forward: ``(n, n_values, 2)``: mean and variance of values' entries.
-        backward: ``(n, n_values, 2)``: the same for cotangents.
+        forward: ``(n, n_values, 2 + n_outputs)``: mean and variance of values' entries,
+            then the other statistics asked for; NaN where a value was not computed.
+        backward: The same for cotangents.
+        forward_read: ``(n, n_values)``: whether it was computed.
+        backward_read: The same for cotangents.
         weight: ``(n, n_layers)`` second moments of the weights in use.
         bias: ``(n, n_layers)`` second moments of the biases in use.
+        weight_gradient: ``(n, n_layers)`` second moments of the weights' cotangents, if
+            asked for.
     """
 
     draws: np.ndarray
     forward: np.ndarray
     backward: np.ndarray
+    forward_read: np.ndarray
+    backward_read: np.ndarray
     weight: np.ndarray
     bias: np.ndarray
+    weight_gradient: np.ndarray | None = None
 
 
 def run(
@@ -252,7 +260,7 @@ class Program:
             params = given
         else:
             params = jax.lax.cond(number == GIVEN, lambda: given, drawn)
-        return self._tapped.statistics(params, inputs, for_cotangents, frames)
+        return self._tapped.run(params, inputs, for_cotangents, frames)
 
 
 def _lead(tree: PyTree) -> PyTree:
@@ -274,18 +282,28 @@ def _in_frame(
     """Waits for a call; repeats it in moved frames where a moment did not fit its own.
 
     Returns:
-        Means and variances in place of framed moments, and the frames that fitted.
+        Means and variances in place of framed moments, whether they were computed at
+        all, and the frames that fitted.
     """
     for attempt in range(5):
         raw = future.result()
         moved = frames.copy()
         for i, side in enumerate(("forward", "backward")):
             mean, second = raw[side][..., 0], raw[side][..., 1]
-            moved[i] = _moved(frames[i], mean, second)
+            there = ~(second < 0)
+            if side == "backward":
+                there &= raw["forward_read"]
+            moved[i] = _moved(frames[i], mean, np.where(there, second, 1.0))
             pivot, scale = frames[i, :, 0], frames[i, :, 1]
             with np.errstate(invalid="ignore"):  # inf - inf, reported as not finite
                 variance = np.maximum(second - np.square(mean), 0.0) / scale**2
-            raw[side] = np.stack([mean / scale + pivot, variance], axis=-1)
+            framed = np.stack([mean / scale + pivot, variance], axis=-1)
+            both = np.concatenate([framed, raw[side][..., 2:]], axis=-1)
+            raw[side] = np.where(there[..., None], both, np.nan)
+            raw[f"{side}_read"] = there
+        if "weight_gradient" in raw:  # of a layer that did not run, there is none
+            ran = ~np.isnan(raw["weight"]) | np.isnan(raw["weight_gradient"])
+            raw["weight_gradient"] = np.where(ran, raw["weight_gradient"], np.nan)
         if attempt == 4 or np.array_equal(moved, frames):
             break
         frames = moved
@@ -306,5 +324,6 @@ def _moved(frames: np.ndarray, mean: np.ndarray, second: np.ndarray) -> np.ndarr
     with np.errstate(invalid="ignore"):
         lost = second - np.square(mean) < _CANCELLED * np.square(mean)
     lost = lost.any(axis=0) & (factor == 1) & np.isfinite(typical) & (typical != 0)
-    frames[:, 0] = np.where(lost, pivot + typical / scale, pivot)
+    moved = np.where(lost, pivot + typical / scale, pivot)
+    frames[:, 0] = moved.astype(np.float32)  # as the device has it
     return frames

@@ -1,6 +1,6 @@
 """The public call: a model in, its moments over many networks out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,10 +8,12 @@ import numpy as np
 
 from layerwise.errors import InvalidArgumentError, ParametersError, message
 from layerwise.measurement import ensemble, redraw as laws
+from layerwise.measurement.coverage import Select, blind_values, selected, untapped
 from layerwise.measurement.fast_cpu import faster_draw, override_for
 from layerwise.measurement.result import Measurement, from_ensemble
-from layerwise.measurement.taps import TappedModel
-from layerwise.tracing import Loop, TracedModel, trace
+from layerwise.measurement.statistics import WEIGHT_GRADIENT, outputs, select as named
+from layerwise.measurement.tapped_model import TappedModel
+from layerwise.tracing import TracedModel, trace
 from layerwise.tracing.model import check_params
 from layerwise.tracing.prepare import prepare
 from layerwise.tracing.sites import all_values, layer_runs
@@ -31,6 +33,8 @@ def measure(
     loss: Callable[[PyTree], jax.Array] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     rngs: Mapping[str, jax.Array] | None = None,
+    statistics: Sequence[str] = (),
+    select: Select | None = None,
     rewrite: bool = True,
     progress: ensemble.Progress | None = None,
 ) -> Measurement:
@@ -61,6 +65,12 @@ def measure(
             independent cotangents of +1 or -1 at every output, so that r_L = 1.
         kwargs: Keyword arguments of the model's call, such as ``{"train": True}``.
         rngs: Keys of the streams that the call draws from, by name (Linen).
+        statistics: What is measured of every value and cotangent beside mean and
+            variance: names of `layerwise.measurement.statistics.REGISTRY`, such as
+            "zeros", "cosine_examples", "effective_rank"; "weight_gradient" adds the
+            second moment of the gradient of each layer's weights.
+        select: What to measure: a glob of layer paths such as "encoder/*", several, or
+            a predicate on them; None for all. The input and the last value stay.
         rewrite: On CPU, evaluate input gradients of convolutions and of max pooling by
             faster equivalents, equal to rounding.
         progress: Called with (draws done, draws in all).
@@ -74,7 +84,8 @@ def measure(
         InputError: If inputs are missing, of the wrong rank or dtype, NaN, infinite or
             all zero.
         ParametersError: If `params` do not belong to the model or are not finite.
-        UnsupportedModelError: If the model has no weights, or has a layer of fan-in 0.
+        UnsupportedModelError: If the model has no weights, has a layer of fan-in 0, or
+            computes with complex numbers.
 
     Example:
         >>> model = lw.zoo.f34(width=4, image_size=32)
@@ -86,6 +97,7 @@ def measure(
     for name, value in (("chunk", chunk), ("batch_size", batch_size)):
         if value is not None:
             _check_count(name, value)
+    asked = named(statistics)
     key = jax.random.key(0) if key is None else key
     data_key = jax.random.fold_in(key, 2**31 - 1)
     ready = prepare(model, params, inputs, kwargs=kwargs, rngs=rngs, key=data_key)
@@ -104,8 +116,18 @@ def measure(
         law, label = faster_draw(chosen.draw, rewrite), chosen.label
     traced = trace(function, one, arrays)
     sites = all_values(traced)
+    sites = sites if select is None else selected(sites, select)
     places = tuple((s.value, s.iteration) for s in sites)
-    tapped = TappedModel(traced, places, override_for(traced, rewrite), loss)
+    tapped = TappedModel(
+        traced,
+        places,
+        override_for(traced, rewrite),
+        loss,
+        asked,
+        WEIGHT_GRADIENT
+        in ((statistics,) if isinstance(statistics, str) else statistics),
+        blind_values(traced),
+    )
     together = batch_size or automatic_batch(traced)
     raw = ensemble.run(
         tapped,
@@ -121,6 +143,7 @@ def measure(
     )
     return from_ensemble(
         raw,
+        outputs(asked),
         sites=sites,
         layer_paths=tuple(run.path for run in layer_runs(traced)),
         law=label,
@@ -161,26 +184,6 @@ def _stacked(own: PyTree, params: PyTree) -> bool:
             )
         )
     return more and sizes != {()}
-
-
-def untapped(traced: TracedModel) -> tuple[str, ...]:
-    """Names the equations that hold parameters and were not looked into."""
-    found: list[str] = []
-
-    def look(part: TracedModel | Loop) -> None:
-        entered = {loop.equation.outputs[0] for loop in part.loops}
-        producers = part.graph.producers()
-        for value, kind in part.flow.kind.items():
-            equation = producers.get(value)
-            if equation is None or kind not in ("loop", "lookup"):
-                continue
-            if equation.outputs[0] not in entered:
-                found.append(f"{equation.name} at {equation.source}")
-        for loop in part.loops:
-            look(loop)
-
-    look(traced)
-    return tuple(dict.fromkeys(found))
 
 
 def automatic_batch(traced: TracedModel) -> int:

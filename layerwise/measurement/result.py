@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from layerwise.errors import InvalidArgumentError, message
 from layerwise.measurement.ensemble import GIVEN, Ensemble
 from layerwise.tracing import TracedModel
 from layerwise.tracing.sites import NamedValue
@@ -30,21 +31,29 @@ class Measurement:
         draws: Number of each network; -1 for the given one.
         mean: ``{"forward": ..., "backward": ...}``, of values and of cotangents.
         variance: The same, about the mean.
+        read: The same: whether it was computed. A branch that a draw did not take was
+            not, nor are cotangents that a `jax.lax.while_loop` keeps back.
+        other: Name -> the same as `mean`, for the statistics that were asked for.
         weight_variance: ``(draw, layer)``: second moment of the weights in use.
         bias_variance: ``(draw, layer)``: second moment of the biases in use.
+        weight_gradient: ``(draw, layer)``: second moment of the entries of the gradient
+            of the weights in use; None if not asked for.
         layer_paths: Path of each layer, numbers 1, 2, ...
         law: How the ensemble was drawn, in words.
         requested: Number of draws that were asked for.
         chunk: Draws per compiled call.
         batch_size: Draws measured at once under `jax.vmap`.
         traced: The model as it was traced.
-        untapped: Equations that hold weights and were not looked into, in words.
+        untapped: Equations that hold weights and were not looked into, or through which
+            no cotangent goes, in words.
     """
 
     sites: tuple[NamedValue, ...]
     draws: np.ndarray
     mean: dict[str, np.ndarray]
     variance: dict[str, np.ndarray]
+    read: dict[str, np.ndarray]
+    other: dict[str, dict[str, np.ndarray]]
     weight_variance: np.ndarray
     bias_variance: np.ndarray
     layer_paths: tuple[str, ...]
@@ -54,6 +63,7 @@ class Measurement:
     batch_size: int
     traced: TracedModel = dataclasses.field(repr=False)
     untapped: tuple[str, ...] = ()
+    weight_gradient: np.ndarray | None = None
 
     @property
     def ensemble(self) -> np.ndarray:
@@ -69,6 +79,60 @@ class Measurement:
     def second_moment(self, direction: str) -> np.ndarray:
         """Returns ``E[x**2]`` over entries, ``(draw, site)``."""
         return self.variance[direction] + np.square(self.mean[direction])
+
+    def statistic(self, name: str, direction: str = "forward") -> np.ndarray:
+        """Returns one statistic of every site, ``(draw, site)``.
+
+        Args:
+            name: "mean", "variance", "second_moment", or an output of a statistic that
+                was asked for, such as "dead_fraction".
+            direction: "forward" or "backward".
+
+        Raises:
+            InvalidArgumentError: If it was not measured.
+        """
+        match name:
+            case "mean":
+                return self.mean[direction]
+            case "variance":
+                return self.variance[direction]
+            case "second_moment":
+                return self.second_moment(direction)
+        if name not in self.other:
+            raise InvalidArgumentError(
+                message(
+                    f"{name!r} was not measured.",
+                    f"What was: {', '.join(self.statistic_names)}.",
+                    "Ask for it: measure(..., statistics=[...]).",
+                )
+            )
+        return self.other[name][direction]
+
+    @property
+    def statistic_names(self) -> tuple[str, ...]:
+        """Names of what was measured of every site."""
+        return (*STATISTICS, *self.other)
+
+    def summary(
+        self, direction: str = "forward", name: str = "second_moment"
+    ) -> "Summary":
+        """Returns a statistic's mean, standard error and quantiles over the ensemble.
+
+        Its arrays have one entry per site.
+        """
+        return summarize(self.statistic(name, direction)[self.ensemble])
+
+    def log_covariance(self, direction: str = "forward") -> np.ndarray:
+        """Returns the covariance over the ensemble of log q across layers.
+
+        Deep networks' q are products of factors that vary from draw to draw: log q is
+        nearly normal, and what happens to one layer happens to those behind it.
+
+        Returns:
+            ``(L + 1, L + 1)``, for the points of `curve`. NaN where fewer than two
+            draws are finite and positive at both.
+        """
+        return log_covariance(self.curve(direction)[self.ensemble])
 
     def find(self, kind: str, layer: int) -> int:
         """Returns the column of a site. `z` falls back to `v`, and `v` to `u`.
@@ -99,19 +163,22 @@ class Measurement:
             out[:, layer] = second[:, column]
         return out
 
-    def nonfinite(self) -> dict[int, str]:
-        """Returns draw -> the first place where it left the finite numbers."""
+    def nonfinite(self, direction: str | None = None) -> dict[int, str]:
+        """Returns draw -> the first place where it left the finite numbers.
+
+        Args:
+            direction: "forward" or "backward"; None for whichever comes first (a draw
+                that overflows forward does so backward too).
+        """
         found: dict[int, str] = {}
-        for row, number in enumerate(self.draws):
-            for direction in ("forward", "backward"):
-                bad = ~np.isfinite(self.second_moment(direction)[row])
-                if bad.any():
-                    order = np.flatnonzero(bad)
-                    at = order[0] if direction == "forward" else order[-1]
-                    site = self.sites[at]
-                    found[int(number)] = f"{direction} at {site.path} ({site.kind})"
-                    break
-        return found
+        for side in (direction,) if direction else ("forward", "backward"):
+            bad = ~np.isfinite(self.second_moment(side)) & self.read[side]
+            for row in np.flatnonzero(bad.any(axis=1)):
+                order = np.flatnonzero(bad[row])
+                site = self.sites[order[0] if side == "forward" else order[-1]]
+                place = f"{side} at {site.path} ({site.kind})"
+                found.setdefault(int(self.draws[row]), place)
+        return dict(sorted(found.items()))
 
     def to_frame(self) -> "pandas.DataFrame":
         """Returns one row per layer, site, direction, draw and statistic."""
@@ -119,13 +186,9 @@ class Measurement:
 
         parts = []
         for direction in ("forward", "backward"):
-            values = {
-                "mean": self.mean[direction],
-                "variance": self.variance[direction],
-                "second_moment": self.second_moment(direction),
-            }
+            values = {n: self.statistic(n, direction) for n in self.statistic_names}
             for column, site in enumerate(self.sites):
-                for statistic in STATISTICS:
+                for statistic in self.statistic_names:
                     parts.append(
                         pd.DataFrame(
                             {
@@ -185,14 +248,48 @@ def summarize(samples: np.ndarray) -> Summary:
     )
 
 
-def from_ensemble(ensemble: Ensemble, **fields: object) -> Measurement:
-    """Builds a `Measurement` from raw statistics and the other fields."""
+def log_covariance(samples: np.ndarray) -> np.ndarray:
+    """Returns the covariance over draws of the logarithm of ``(draw, point)``.
+
+    Each pair of points takes the draws in which both are finite and positive.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(samples)
+    there = np.isfinite(logs)
+    held = np.where(there, logs, 0.0)
+    weight = there.astype(float)
+    count = weight.T @ weight
+    with np.errstate(divide="ignore", invalid="ignore"):
+        centre = held.sum(axis=0) / there.sum(axis=0)
+        held = np.where(there, logs - centre, 0.0)
+        # Each point's mean over the draws that the other point has too.
+        mean = held.T @ weight / count
+        covariance = (held.T @ held - count * mean * mean.T) / (count - 1)
+    return np.where(count > 1, covariance, np.nan)
+
+
+def from_ensemble(
+    ensemble: Ensemble, names: tuple[str, ...], **fields: object
+) -> Measurement:
+    """Builds a `Measurement` from raw statistics and the other fields.
+
+    Args:
+        ensemble: The raw statistics.
+        names: Names of those after mean and variance.
+        **fields: The other attributes.
+    """
     sides = {"forward": ensemble.forward, "backward": ensemble.backward}
     return Measurement(
         draws=ensemble.draws,
         mean={name: raw[..., 0] for name, raw in sides.items()},
         variance={name: raw[..., 1] for name, raw in sides.items()},
+        read={"forward": ensemble.forward_read, "backward": ensemble.backward_read},
+        other={
+            name: {side: raw[..., 2 + i] for side, raw in sides.items()}
+            for i, name in enumerate(names)
+        },
         weight_variance=ensemble.weight,
         bias_variance=ensemble.bias,
+        weight_gradient=ensemble.weight_gradient,
         **fields,  # type: ignore[arg-type]
     )

@@ -1,6 +1,6 @@
 """`propagate_variance`: measure, predict, compare, in one call."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 from layerwise.errors import UnsupportedModelError
 from layerwise.initializers import scheme_law
 from layerwise.measurement import Measurement, measure
+from layerwise.measurement.coverage import Select
 from layerwise.measurement.ensemble import Progress
 from layerwise.report.report import VarianceReport
 from layerwise.theory.recursion import predict_recursion
@@ -30,6 +31,8 @@ def propagate_variance(
     loss: Callable[[PyTree], jax.Array] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     rngs: Mapping[str, jax.Array] | None = None,
+    statistics: Sequence[str] = (),
+    select: Select | None = None,
     progress: Progress | None = None,
     title: str | None = None,
 ) -> VarianceReport:
@@ -51,6 +54,8 @@ def propagate_variance(
         loss: Function of the output whose gradient goes back: see `measure`.
         kwargs: Keyword arguments of the model's call.
         rngs: Keys of the streams that the call draws from.
+        statistics: What else is measured of every value: see `measure`.
+        select: What to measure, by layer path: see `measure`.
         progress: Called with (draws done, draws in all).
         title: Title of the report; the model's name if None.
 
@@ -87,6 +92,8 @@ def propagate_variance(
         loss=loss,
         kwargs=kwargs,
         rngs=rngs,
+        statistics=statistics,
+        select=select,
         progress=progress,
     )
     predicted, reason = predict_beside(measurement, exact)

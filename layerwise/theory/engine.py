@@ -58,6 +58,8 @@ class Engine:
         draws: Networks to run where something has to be sampled.
         on_weights: Called with each weight operation and the moments of its result;
             what it returns takes their place.
+        on_cotangent: The same backward: called with each weight operation and the
+            moments of the cotangent that it hands to its operand.
         log_scale: Leaf name -> logarithm of a factor that sampled networks have it
             multiplied by; may grow during the sweep.
     """
@@ -72,10 +74,11 @@ class Engine:
         independent: bool = False,
         draws: int = 48,
         on_weights: Callable[[Node, State], State] | None = None,
+        on_cotangent: Callable[[Node, State], State] | None = None,
         log_scale: Mapping[str, float] | None = None,
     ):
         self.traced, self.inputs = traced, tuple(inputs)
-        self.on_weights = on_weights
+        self.on_weights, self.on_cotangent = on_weights, on_cotangent
         self.known: dict[int, State] = {}
         self.cotangents: dict[int, list[State]] = {}
         self.total: dict[int, State] = {}
@@ -337,6 +340,8 @@ class Engine:
                     origin = cotangent.roots
                     if self._has_weights(node):
                         origin = frozenset([node.output])
+                        if self.on_cotangent is not None:
+                            ct = self.on_cotangent(node, ct)
                     ct = dataclasses.replace(ct, terms=(), roots=origin)
                     if v < self.first_reader:
                         ct = ct.map(Field.single)

@@ -55,35 +55,68 @@ def scale_at_first_use(
         >>> f"{found['w']:.4f}"  # 4 weights of second moment 1 make 4: halve them
         '-0.6931'
     """
-    paths = {y.root: y.path for y in traced.layers}
     found: dict[str, float] = {}
-    engine: Engine
-
-    def rescale(node: Node, state: State) -> State:
-        flow = traced.flow
-        (weight,) = [a for a in node.equations[0].inputs if not flow.is_signal(a)]
-        leaf = engine.ctx.leaf(weight)
-        if leaf is None or law.leaves[leaf].value is not None:
-            return state
-        if leaf not in found:
-            log = state.moments()[1]
-            if not np.isfinite(log):
-                return state
-            path = paths.get(node.output, leaf.rpartition("/")[0])
-            found[leaf] = 0.5 * (target(path, log) - log)
-        shift = 2.0 * found[leaf]
-        return state.map(lambda f: f.replace(log_scale=f.log_scale + shift))
-
-    cuts = frozenset(y.root for y in traced.layers)
     engine = Engine(
         traced,
         law,
         inputs,
-        cuts,
+        frozenset(y.root for y in traced.layers),
         independent=independent,
         draws=draws,
-        on_weights=rescale,
+        on_weights=lambda node, state: _rescale(engine, found, target, node, state),
         log_scale=found,
     )
     engine.forward()
     return found
+
+
+def scale_cotangents(
+    traced: TracedModel,
+    law: Law,
+    inputs: Sequence[Any],
+    target: Target,
+    *,
+    independent: bool = False,
+    draws: int = 48,
+) -> dict[str, float]:
+    """Returns the same for the way back, first used by the sweep from the outputs.
+
+    What is given its second moment is the cotangent that an operation hands to its
+    operand, with cotangents of unit variance at the outputs. The forward sweep is that
+    of the law as it is: exact where slopes do not depend on the scale of the signal
+    (ReLU), else one step of a fixed-point iteration.
+
+    Arguments are those of `scale_at_first_use`.
+    """
+    found: dict[str, float] = {}
+    engine = Engine(
+        traced,
+        law,
+        inputs,
+        frozenset(y.root for y in traced.layers),
+        independent=independent,
+        draws=draws,
+        on_cotangent=lambda node, state: _rescale(engine, found, target, node, state),
+    )
+    engine.run()
+    return found
+
+
+def _rescale(
+    engine: Engine, found: dict[str, float], target: Target, node: Node, state: State
+) -> State:
+    """Scales the leaf of an operation, if this is its first use, and the state."""
+    traced, law = engine.traced, engine.ctx.law
+    (weight,) = [a for a in node.equations[0].inputs if not traced.flow.is_signal(a)]
+    leaf = engine.ctx.leaf(weight)
+    if leaf is None or law.leaves[leaf].value is not None:
+        return state
+    if leaf not in found:
+        log = state.moments()[1]
+        if not np.isfinite(log):
+            return state
+        paths = {y.root: y.path for y in traced.layers}
+        path = paths.get(node.output, leaf.rpartition("/")[0])
+        found[leaf] = 0.5 * (target(path, log) - log)
+    shift = 2.0 * found[leaf]
+    return state.map(lambda f: f.replace(log_scale=f.log_scale + shift))

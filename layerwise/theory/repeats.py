@@ -145,10 +145,7 @@ def _homogeneous(node: Node) -> bool:
 
 def _shift(now: State, then: State, share: float) -> float | None:
     """Returns log(scale now / scale then) if the two are equal but for it."""
-    if now.axes != then.axes or len(now.parts) != len(then.parts):
-        return None
-    grades = (now.grade, now.mean_grade, now.sources)
-    if grades != (then.grade, then.mean_grade, then.sources):
+    if len(now.parts) != len(then.parts) or not _alike(now, then, _OWN_STATE):
         return None
     shifts = []
     for (n, f), (m, g) in zip(now.parts, then.parts, strict=True):
@@ -161,11 +158,26 @@ def _shift(now: State, then: State, share: float) -> float | None:
     return shifts[0]
 
 
+_OWN_STATE = ("parts", "roots", "terms")
+_OWN_FIELD = ("mean", "table", "log_scale", "shape", "joint", "through")
+
+
+def _alike(a: State | Field, b: State | Field, but: Sequence[str]) -> bool:
+    """Whether all attributes but some are equal."""
+    for field in dataclasses.fields(a):
+        x, y = getattr(a, field.name), getattr(b, field.name)
+        if field.name in but or x is y:
+            continue
+        if isinstance(x, np.ndarray) or isinstance(y, np.ndarray):
+            if not np.array_equal(x, y):
+                return False
+        elif x != y:
+            return False
+    return True
+
+
 def _field_shift(f: Field, g: Field, share: float) -> float | None:
-    same = (f.lags, f.symmetric, f.combs, f.weights)
-    if same != (g.lags, g.symmetric, g.combs, g.weights) or f.sizes != g.sizes:
-        return None
-    if f.joint is not g.joint or f.through is not g.through:
+    if not _alike(f, g, _OWN_FIELD):
         return None
     if f.shape is not g.shape:
         if f.shape is None or g.shape is None:

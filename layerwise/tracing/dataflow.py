@@ -32,7 +32,7 @@ class Dataflow:
     Attributes:
         root: Signal value -> its root. A value that is its own root starts a region.
         leaves: Other value -> the names of the parameter leaves it is made of.
-        kind: Root -> "input", "weight", "lookup" or "merge".
+        kind: Root -> "input", "weight", "lookup", "loop" or "merge".
     """
 
     root: Mapping[int, int]
@@ -92,16 +92,38 @@ def analyze(
     return Dataflow(root, leaves, kind)
 
 
-def analyze_scan(equation: Equation, outer: Dataflow) -> Dataflow:
-    """Finds the roles of the values in the body of a scan.
+def body_operands(equation: Equation) -> tuple[tuple[Atom, ...], int, int]:
+    """Returns what the body of a loop, or each branch of a cond, is given.
 
-    The body's inputs are constants, carries and slices, in the order of the equation's
-    operands. A carry is a signal if it enters as one or becomes one; it is made of the
-    leaves that it enters with.
+    Returns:
+        The operands, in the order of the body's inputs; how many of them are constants;
+        and how many after those are carried from one iteration to the next.
     """
-    body = equation.bodies[0]
-    first, carries = _jax.scan_counts(equation.eqn)
-    pairs = list(zip(body.inputs, equation.inputs, strict=True))
+    operands = equation.inputs
+    match equation.name:
+        case "scan":
+            return operands, *_jax.scan_counts(equation.eqn)
+        case "while":
+            tested, constant = _jax.while_counts(equation.eqn)
+            rest = operands[tested:]
+            return rest, constant, len(rest) - constant
+    return operands[1:], len(operands) - 1, 0
+
+
+def analyze_body(equation: Equation, number: int, outer: Dataflow) -> Dataflow:
+    """Finds the roles of the values in a body of a loop or a cond.
+
+    A carry is a signal if it enters as one or becomes one; it is made of the leaves
+    that it enters with.
+
+    Args:
+        equation: The loop or cond.
+        number: Which of its bodies.
+        outer: The roles of its operands.
+    """
+    body = equation.bodies[number]
+    operands, first, carries = body_operands(equation)
+    pairs = list(zip(body.inputs, operands, strict=True))
     signals = {v for v, atom in pairs if outer.is_signal(atom)}
     while True:
         given = {v: outer.leaves_of(a) for v, a in pairs if v not in signals}

@@ -15,7 +15,7 @@ from layerwise.tracing import connections, dataflow, primitives
 from layerwise.tracing.connections import Connections
 from layerwise.tracing.dataflow import Dataflow
 from layerwise.tracing.graph import Equation, Graph, from_jaxpr
-from layerwise.tracing.layers import Layer, Loop, Step, TracedModel
+from layerwise.tracing.layers import Layer, Lookup, Loop, Step, TracedModel
 from layerwise.tracing.model import ModelFunction, call_error, leaf_name
 from layerwise.tracing.pointwise import ScalarFunction, scalar_function
 from layerwise.types import PyTree
@@ -58,6 +58,7 @@ def trace(model: ModelFunction, params: PyTree, inputs: Sequence[Any]) -> Traced
         flow,
         finder.layers(),
         finder.loops(),
+        finder.lookups(),
         leaf_values,
         data,
         jax.tree.structure(output),
@@ -75,8 +76,12 @@ def trace(model: ModelFunction, params: PyTree, inputs: Sequence[Any]) -> Traced
     return traced
 
 
+# Of a while's two bodies the first is its condition.
+_BODIES_LOOKED_INTO: dict[str, Sequence[int]] = {"scan": (0,), "while": (1,)}
+
+
 class _LayerFinder:
-    """Finds the layers of one graph, and of the bodies of its scans.
+    """Finds the layers of one graph, and of the bodies of its loops and conds.
 
     Args:
         graph: The program, or a body.
@@ -115,24 +120,40 @@ class _LayerFinder:
                 found.append(self._layer(equation, len(found) + 1))
         return tuple(found)
 
-    def loops(self) -> tuple[Loop, ...]:
-        """Returns the scans of this graph that hold layers."""
+    def lookups(self) -> tuple[Lookup, ...]:
+        """Returns the embeddings of this graph, those of bodies left out."""
         found = []
         for equation in self.graph.equations:
-            if equation.name == "scan":
-                body = equation.bodies[0]
-                flow = dataflow.analyze_scan(equation, self.flow)
+            out = equation.outputs[0] if equation.outputs else -1
+            if self.flow.kind.get(out) == "lookup":
+                leaves = sorted(set().union(*map(self.flow.leaves_of, equation.inputs)))
+                path = self._name(leaves, "lookup ")
+                found.append(Lookup(path, out, tuple(leaves), equation.source))
+        return tuple(found)
+
+    def loops(self) -> tuple[Loop, ...]:
+        """Returns the loops and branches of this graph that hold layers."""
+        found = []
+        for equation in self.graph.equations:
+            for number in _BODIES_LOOKED_INTO.get(
+                equation.name, range(len(equation.bodies))
+            ):
+                body = equation.bodies[number]
+                flow = dataflow.analyze_body(equation, number, self.flow)
                 inner = _LayerFinder(body, flow, self.batch, self.sizes, self.used)
-                layers, loops = inner.layers(), inner.loops()
-                if layers or loops:
-                    length = equation.params["length"]
-                    found.append(Loop(equation, flow, layers, loops, length))
+                layers, loops, lookups = inner.layers(), inner.loops(), inner.lookups()
+                if equation.outputs and (layers or loops or lookups):
+                    length = equation.params.get("length", 1)
+                    found.append(
+                        Loop(equation, flow, layers, loops, lookups, length, number)
+                    )
         return tuple(found)
 
     def _layer(self, equation: Equation, index: int) -> Layer:
         signal, weight = self._split_operands(equation)
         leaves = sorted(self.flow.leaves_of(weight))
         path = self._name(leaves)
+        self._refuse_complex(equation, path)
         counted = self._count(equation, signal, weight, path)
         self._refuse_integers(signal, path)
         chain = dataflow.dominators(self.graph, self.flow, equation.outputs[0])
@@ -173,10 +194,10 @@ class _LayerFinder:
         assert isinstance(weight, int)
         return signal, weight
 
-    def _name(self, leaves: Sequence[str]) -> str:
+    def _name(self, leaves: Sequence[str], kind: str = "") -> str:
         owner = max(leaves, key=lambda n: (self.sizes.get(n, 0), n))
         path = owner.rpartition("/")[0] or owner
-        count = self.used[path] = self.used.get(path, 0) + 1
+        count = self.used[kind + path] = self.used.get(kind + path, 0) + 1
         return path if count == 1 else f"{path}#{count}"
 
     def _count(
@@ -209,6 +230,17 @@ class _LayerFinder:
                 )
             )
         return counted
+
+    def _refuse_complex(self, equation: Equation, path: str) -> None:
+        dtypes = [self.graph.avals[v].dtype for v in equation.values_in]
+        if any(jnp.issubdtype(d, jnp.complexfloating) for d in dtypes):
+            raise UnsupportedModelError(
+                message(
+                    f"{path} computes with complex numbers, at {equation.source}.",
+                    "A complex entry has two parts, and moments here are of real ones.",
+                    "Write the layer with real weights for both parts.",
+                )
+            )
 
     def _refuse_integers(self, signal: int, path: str) -> None:
         """Raises if `signal` is an integer input that only layout has touched."""

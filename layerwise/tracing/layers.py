@@ -85,28 +85,50 @@ class Layer:
     source: str
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Loop:
-    """A scan whose body holds layers.
+@dataclasses.dataclass(frozen=True)
+class Lookup:
+    """Rows of a parameter, chosen by the data: an embedding.
 
     Attributes:
-        equation: The scan; its body is ``equation.bodies[0]``.
+        path: Path of the module or parameter that owns the table.
+        root: The rows that were looked up.
+        leaves: Parameter leaves that the table is made of.
+        source: The user's source line.
+    """
+
+    path: str
+    root: int
+    leaves: tuple[str, ...]
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loop:
+    """The body of a scan or a while, or one branch of a cond, if it holds layers.
+
+    Attributes:
+        equation: The scan, while or cond.
         flow: The roles of the body's values.
         layers: The layers of the body.
-        loops: The scans within it that hold layers.
-        length: How often the body runs.
+        loops: The loops and branches within it that hold layers.
+        lookups: The embeddings of the body.
+        length: How often the body runs: once for each iteration of a scan. A while and
+            a branch count as one.
+        body: Which of the equation's bodies it is.
     """
 
     equation: Equation
     flow: Dataflow
     layers: tuple[Layer, ...]
     loops: tuple["Loop", ...]
+    lookups: tuple[Lookup, ...]
     length: int
+    body: int = 0
 
     @property
     def graph(self) -> Graph:
         """The body."""
-        return self.equation.bodies[0]
+        return self.equation.bodies[self.body]
 
     def graphs(self) -> tuple[Graph, ...]:
         """Returns the body and those of the loops within it."""
@@ -122,7 +144,8 @@ class TracedModel:
         graph: Its program; graph inputs are the parameter leaves, then the data inputs.
         flow: What is signal, what is parameter, what merges.
         layers: In program order, without those of loops.
-        loops: The scans that hold layers.
+        loops: The loops and branches that hold layers.
+        lookups: The embeddings, in program order, without those of loops.
         leaf_values: Parameter leaf name -> its graph input.
         input_values: The data inputs among the graph inputs.
         output_tree: Structure of what the model returns.
@@ -133,6 +156,7 @@ class TracedModel:
     flow: Dataflow
     layers: tuple[Layer, ...]
     loops: tuple[Loop, ...]
+    lookups: tuple[Lookup, ...]
     leaf_values: Mapping[str, int]
     input_values: tuple[int, ...]
     output_tree: Any

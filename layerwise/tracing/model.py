@@ -308,7 +308,7 @@ def check_params(model: ModelFunction, params: PyTree, own: PyTree) -> None:
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and not isinstance(
             leaf, jax.ShapeDtypeStruct
         ):
-            bad = int(np.count_nonzero(~np.isfinite(np.asarray(leaf, np.float32))))
+            bad = _count_nonfinite(leaf)
             if bad:
                 raise ParametersError(
                     message(
@@ -318,6 +318,12 @@ def check_params(model: ModelFunction, params: PyTree, own: PyTree) -> None:
                         "Pass finite parameters, or params=None to draw fresh ones.",
                     )
                 )
+
+
+def _count_nonfinite(leaf: Any) -> int:
+    if getattr(leaf, "is_fully_addressable", True):
+        return int(np.count_nonzero(~np.isfinite(np.asarray(leaf))))
+    return int(jnp.count_nonzero(~jnp.isfinite(leaf)))  # parts are on other hosts
 
 
 def _check_shapes(model: ModelFunction, leaves: Any, expected: PyTree) -> None:

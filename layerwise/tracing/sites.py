@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from layerwise.tracing.layers import Layer, Loop, TracedModel
+from layerwise.tracing.layers import Layer, Lookup, Loop, TracedModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,12 +14,13 @@ class NamedValue:
     Attributes:
         value: Its number in the graph.
         layer: Number of the layer that it belongs to; 0 for the input.
-        path: Path of the layer, or the primitive of a merge.
+        path: Path of the layer or embedding, or the primitive of a merge.
         kind: "input", "u" (pre-activation, after the bias), "v" (after the activation),
-            "z" (after the pooling), or "merge" (a sum, product or concatenation).
+            "z" (after the pooling), "embedding" (rows of a parameter, chosen by the
+            data), or "merge" (a sum, product or concatenation).
         shape: Shape of the value, batch included.
         source: The user's source line.
-        iteration: The iteration of each loop around it, outermost first.
+        iteration: The iteration of each scan around it, outermost first.
     """
 
     value: int
@@ -38,8 +39,8 @@ class LayerRun:
     Attributes:
         layer: The layer.
         number: 1 for the first that the program runs, and so on.
-        path: The layer's path, with ``[i]`` for each loop around it.
-        iteration: The iteration of each loop around it, outermost first.
+        path: The layer's path, with ``[i]`` for each scan around it.
+        iteration: The iteration of each scan around it, outermost first.
     """
 
     layer: Layer
@@ -49,12 +50,16 @@ class LayerRun:
 
 
 def named_values(traced: TracedModel) -> tuple[NamedValue, ...]:
-    """Returns the input, every layer's u, v and z, and every merge; no loop's."""
-    return tuple(n for n in all_values(traced) if not n.iteration)
+    """Returns the input, layers' u, v and z, embeddings and merges; no loop's."""
+    return tuple(n for n in all_values(traced) if n.value in traced.graph.avals)
 
 
 def all_values(traced: TracedModel) -> tuple[NamedValue, ...]:
-    """Returns the same with the values in loops, once for each iteration."""
+    """Returns the same with the values in loops and branches.
+
+    A value in a scan is there once for each iteration, one in a while or in a branch
+    of a cond once.
+    """
     found: list[NamedValue] = []
     value = traced.signal_input
     if value is not None:
@@ -100,9 +105,13 @@ class _Walk:
                     add(item.v, path, "v", item.source)
                 if item.z != item.v:
                     add(item.z, path, "z", item.source)
+            elif isinstance(item, Lookup):
+                add(item.root, item.path + suffix, "embedding", item.source)
             elif isinstance(item, Loop):
+                counted = item.equation.name == "scan"
                 for i in range(item.length):
-                    inner, again = self.part(item, (*iteration, i))
+                    at = (*iteration, i) if counted else iteration
+                    inner, again = self.part(item, at)
                     values.append((start, inner))
                     runs += again
             else:
@@ -112,9 +121,19 @@ class _Walk:
         return [at for _, some in values for at in some], runs
 
 
-def _items(part: TracedModel | Loop) -> list[tuple[int, Layer | Loop | int]]:
-    """Returns layers, loops and merges, each with the value that it begins with."""
-    items: list[tuple[int, Layer | Loop | int]] = [(y.root, y) for y in part.layers]
+_Item = Layer | Lookup | Loop | int
+
+
+def _items(part: TracedModel | Loop) -> list[tuple[int, _Item]]:
+    """Returns layers, embeddings, loops and merges, each with its first value."""
+    items: list[tuple[int, _Item]] = [(y.root, y) for y in part.layers]
+    items += [(y.root, y) for y in part.lookups]
     items += [(loop.equation.outputs[0], loop) for loop in part.loops]
-    items += [(v, v) for v, kind in part.flow.kind.items() if kind == "merge"]
+    producers = part.graph.producers()
+    for v, kind in part.flow.kind.items():
+        # What a scan returns is what its body's last iteration made; a branch or a
+        # while may not have run.
+        branched = kind == "loop" and producers[v].name in ("cond", "while")
+        if kind == "merge" or branched:
+            items.append((v, v))
     return items

@@ -159,7 +159,9 @@ def test_attention_tied_weights_and_embeddings(key):
     for name in ("query", "key", "value", "out"):
         assert f"MultiHeadDotProductAttention_0/{name}" in got.layer_paths
     assert got.layer_paths[-1] == "Embed_0"  # the tied projection
-    assert "gather" in got.untapped[0]
+    (embedding,) = (s for s in got.sites if s.kind == "embedding")
+    assert (embedding.path, embedding.shape) == ("Embed_0", (2, 5, 8))
+    assert not got.untapped
     assert np.isfinite(got.curve("backward")[:, 1:]).all()
 
 

@@ -1,0 +1,197 @@
+"""A traced model with taps on some of its values, run forward and backward once."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from layerwise.measurement.statistics import Statistic, outputs
+from layerwise.measurement.taps import absent
+from layerwise.measurement.walk import Readings, Walk
+from layerwise.tracing import Loop, TracedModel
+from layerwise.tracing.graph import Evaluator
+from layerwise.tracing.sites import LayerRun, layer_runs
+from layerwise.types import PyTree
+
+
+Place = tuple[int, tuple[int, ...]]
+"""A value of the program and, for one in the body of a scan, the iteration."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TappedModel:
+    """A traced model with taps on some of its values.
+
+    Attributes:
+        traced: The model.
+        values: Where to tap, in order.
+        override: Faster equivalents of some equations, or None.
+        loss: Function of the model's output to differentiate, or None for independent
+            cotangents of +1 and -1 at every entry of the output.
+        statistics: What is asked of every tapped value beside its moments.
+        weight_gradients: Whether weights are tapped too.
+        blind: Values whose cotangent cannot be had: nothing is read of it.
+    """
+
+    traced: TracedModel
+    values: tuple[Place, ...]
+    override: Evaluator | None = None
+    loss: Callable[[PyTree], jax.Array] | None = None
+    statistics: tuple[Statistic, ...] = ()
+    weight_gradients: bool = False
+    blind: frozenset[int] = frozenset()
+
+    def run(
+        self,
+        params: PyTree,
+        inputs: Sequence[jax.Array],
+        key: jax.Array,
+        frames: jax.Array | None,
+    ) -> dict[str, jax.Array]:
+        """Runs the program forward and backward once.
+
+        Args:
+            params: The parameters.
+            inputs: The data inputs.
+            key: Key of the cotangents at the output.
+            frames: ``(2, n_values, 2)``: the frames in which the moments of values and
+                of cotangents are taken; None for none.
+
+        Returns:
+            ``forward`` and ``backward``, each ``(n_values, 2 + n_outputs)``: readings;
+            see `absent`. ``weight`` and ``bias``, each ``(n_layers,)``: second moments
+            of the parameters as the layers use them, one for each execution of a layer;
+            NaN where it did not run. ``weight_gradient``, if asked for: the same of the
+            cotangents of the weights.
+        """
+        traced, runs = self.traced, layer_runs(self.traced)
+        args = jax.tree.leaves((params, tuple(inputs)))
+        avals = _all_avals(traced)
+        order = _Order.of(self.values)
+        weights = _Order.of([(r.layer.weight, r.iteration) for r in runs])
+        frame = None if frames is None else order.split(jnp.swapaxes(frames, 0, 1))
+        width = 2 + len(outputs(self.statistics))
+        run = Walk(
+            traced.loops,
+            frozenset(order.shapes),
+            frozenset(weights.shapes)
+            | {r.layer.bias for r in runs if r.layer.bias is not None},
+            self.override,
+            self.statistics,
+        )
+
+        def sink(value: int, shape: tuple[int, ...]) -> jax.Array:
+            return jnp.zeros(shape, jnp.promote_types(avals[value].dtype, jnp.float32))
+
+        sinks = {
+            v: sink(v, (*n, width))
+            for v, n in order.shapes.items()
+            if v not in self.blind
+        }
+        for v in self._weights_differentiated(runs):
+            sinks[v] = sink(v, (*weights.shapes[v], 2))
+
+        def tapped(sinks: Readings) -> tuple[jax.Array, Any]:
+            outs, seen, second = run.graph(traced.graph, args, sinks, frame)
+            return self._loss(outs, key), (seen, second)
+
+        (_, (seen, second)), sunk = jax.value_and_grad(tapped, has_aux=True)(sinks)
+        zero = jnp.zeros((), jnp.float32)
+        out = {
+            "forward": order.join(seen, width),
+            "backward": order.join(sunk, width),
+            "weight": jnp.stack([second[r.layer.weight][r.iteration] for r in runs]),
+            "bias": jnp.stack(
+                [
+                    zero if r.layer.bias is None else second[r.layer.bias][r.iteration]
+                    for r in runs
+                ]
+            ),
+        }
+        if self.weight_gradients:
+            gradients = weights.join(sunk, 2)[:, 1]
+            out["weight_gradient"] = jnp.where(gradients < 0, jnp.nan, gradients)
+        return out
+
+    def _weights_differentiated(self, runs: Sequence[LayerRun]) -> list[int]:
+        if not self.weight_gradients:
+            return []
+        lost = {r.layer.weight for r in runs if r.layer.root in self.blind}
+        return [v for v in {r.layer.weight: None for r in runs} if v not in lost]
+
+    def _loss(self, outs: list[Any], key: jax.Array) -> jax.Array:
+        if self.loss is not None:
+            return self.loss(jax.tree.unflatten(self.traced.output_tree, outs))
+        total: Any = jnp.zeros((), jnp.float32)
+        for i, y in enumerate(map(jnp.asarray, outs)):
+            if jnp.issubdtype(y.dtype, jnp.floating):
+                sign = jax.random.rademacher(
+                    jax.random.fold_in(key, i), y.shape, y.dtype
+                )
+                kept = jnp.promote_types(y.dtype, jnp.float32)
+                total += jnp.sum(sign * y, dtype=kept)
+        return total
+
+
+def _all_avals(part: TracedModel | Loop) -> dict[int, Any]:
+    found = dict(part.graph.avals)
+    for loop in part.loops:
+        found |= _all_avals(loop)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Order:
+    """The order of places, and that of arrays that hold a value's iterations.
+
+    Attributes:
+        shapes: Value -> number of iterations of each loop around it.
+        rows: Where each place stands when those arrays are flattened and joined.
+    """
+
+    shapes: dict[int, tuple[int, ...]]
+    rows: np.ndarray
+
+    @classmethod
+    def of(cls, places: Sequence[Place]) -> "_Order":
+        shapes: dict[int, tuple[int, ...]] = {}
+        for value, i in places:
+            most = shapes.get(value, (0,) * len(i))
+            shapes[value] = tuple(max(a, b + 1) for a, b in zip(most, i, strict=True))
+        start, at = {}, 0
+        for value, shape in shapes.items():
+            start[value] = at
+            at += math.prod(shape)
+        rows = [
+            start[v] + (int(np.ravel_multi_index(i, shapes[v])) if i else 0)
+            for v, i in places
+        ]
+        return cls(shapes, np.array(rows))
+
+    def join(self, arrays: dict[int, jax.Array], width: int) -> jax.Array:
+        """Returns one row per place from one array per value, absent where none is."""
+        flat = [
+            arrays[v].reshape(-1, width)
+            if v in arrays
+            else absent((math.prod(shape), width))
+            for v, shape in self.shapes.items()
+        ]
+        joined = jnp.concatenate(flat)
+        if np.array_equal(self.rows, np.arange(len(joined))):
+            return joined
+        return joined[self.rows]
+
+    def split(self, rows: jax.Array) -> dict[int, jax.Array]:
+        """Returns one array per value from one row per place."""
+        total = sum(math.prod(shape) for shape in self.shapes.values())
+        flat = jnp.zeros((total, *rows.shape[1:]), rows.dtype).at[self.rows].set(rows)
+        out, at = {}, 0
+        for value, shape in self.shapes.items():
+            n = math.prod(shape)
+            out[value] = flat[at : at + n].reshape(*shape, *rows.shape[1:])
+            at += n
+        return out
