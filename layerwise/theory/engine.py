@@ -42,7 +42,7 @@ _PAIRS_BACK = frozenset(
     ]
 )
 _PAIRS = _PAIRS_BACK | {"reduce_sum"}
-DENSE_BUDGET = 3e8
+DENSE_BUDGET = 1e8
 """Table entries in all, above which fewer lags are held."""
 
 
@@ -164,8 +164,14 @@ class Engine:
 
     def forward(self) -> None:
         """Runs the forward sweep."""
+        last = {v: n.output for n in self.nodes for v in n.inputs}
+        sums = any(n.name in ("add", "sub") and len(n.inputs) > 1 for n in self.nodes)
         for node in self.nodes:
             self._forward(node)
+            for v in node.inputs:  # pairs that neither direction will read again
+                done = v in self.known and v < self.first_reader and not sums
+                if done and last[v] == node.output:
+                    self.known[v] = self.known[v].map(Field.single)
 
     def _forward(self, node: Node) -> None:
         rule = registry.find(node.name)
