@@ -138,7 +138,8 @@ class _Finder:
         self.layers.update((y.root, (y,)) for y in part.layers)
         for loop in part.loops:
             held = tuple(sorted(_layers_of(loop), key=lambda y: y.root))
-            self.layers[loop.equation.outputs[0]] = held
+            first = loop.equation.outputs[0]
+            self.layers[first] = self.layers.get(first, ()) + held
         self.dominator = self._dominators()
         self.absorbed: set[int] = set()
 

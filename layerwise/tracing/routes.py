@@ -7,8 +7,7 @@ of n blocks then has 2^n paths [Veit2016].
 
 from collections.abc import Mapping, Sequence
 
-from layerwise import _jax
-from layerwise.tracing.dataflow import Dataflow, analyze_scan
+from layerwise.tracing.dataflow import Dataflow, analyze_body, body_operands
 from layerwise.tracing.graph import Equation, Graph
 from layerwise.tracing.layers import TracedModel
 
@@ -37,8 +36,8 @@ def _outputs(graph: Graph, flow: Dataflow, ways: Sequence[int]) -> list[int]:
         signals = [v for v in equation.values_in if flow.is_signal(v)]
         if not signals:
             continue
-        if equation.name == "scan":
-            at.update(zip(equation.outputs, _scanned(equation, flow, at), strict=True))
+        if equation.bodies:
+            at.update(zip(equation.outputs, _through(equation, flow, at), strict=True))
         else:
             at.update(dict.fromkeys(equation.outputs, _met(equation, graph, flow, at)))
     return [at.get(a, 0) if isinstance(a, int) else 0 for a in graph.outputs]
@@ -52,7 +51,7 @@ def _met(
         if flow.is_signal(v) and _is_number(graph, v):
             by_root[flow.root[v]] = max(by_root.get(flow.root[v], 0), at[v])
     merges = flow.kind.get(equation.outputs[0]) == "merge"
-    if merges and equation.name not in _PRODUCTS and not equation.bodies:
+    if merges and equation.name not in _PRODUCTS:
         return sum(by_root.values())
     return max(by_root.values(), default=0)
 
@@ -62,13 +61,19 @@ def _is_number(graph: Graph, value: int) -> bool:
     return value in graph.inputs or graph.avals[value].dtype.kind not in "biu"
 
 
-def _scanned(equation: Equation, flow: Dataflow, at: Mapping[int, int]) -> list[int]:
-    body = equation.bodies[0]
-    inner = analyze_scan(equation, flow)
-    consts, carries = _jax.scan_counts(equation.eqn)
-    ways = [at.get(a, 0) if isinstance(a, int) else 0 for a in equation.inputs]
-    outs = ways[consts : consts + carries]
-    for _ in range(equation.params["length"]):
-        outs = _outputs(body, inner, ways)
-        ways[consts : consts + carries] = outs[:carries]
-    return outs
+def _through(equation: Equation, flow: Dataflow, at: Mapping[int, int]) -> list[int]:
+    """Returns the paths that end in each output of a loop or of a cond."""
+    operands, constants, carries = body_operands(equation)
+    entering = [at.get(a, 0) if isinstance(a, int) else 0 for a in operands]
+    ends: list[list[int]] = []
+    for number in range(len(equation.bodies)):
+        if equation.name == "while" and number == 0:  # its condition
+            continue
+        body, ways = equation.bodies[number], list(entering)
+        inner = analyze_body(equation, number, flow)
+        outs: list[int] = []
+        for _ in range(equation.params.get("length", 1)):
+            outs = _outputs(body, inner, ways)
+            ways[constants : constants + carries] = outs[:carries]
+        ends.append(outs)
+    return [max(values) for values in zip(*ends, strict=True)]
