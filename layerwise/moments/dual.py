@@ -27,6 +27,8 @@ Reals = np.ndarray | float
 
 
 def _correlation(a: Reals, b: Reals, c: Reals) -> Any:
+    if np.ndim(a) == np.ndim(b) == 0 and a == b == 1.0:
+        return np.clip(c, -1.0, 1.0)
     root = np.sqrt(a * b)
     with np.errstate(invalid="ignore", divide="ignore"):
         rho = np.where(root > 0, c / np.where(root > 0, root, 1.0), 0.0)
@@ -52,8 +54,13 @@ def two_slope_dual(up: float, down: float, a: Reals, b: Reals, c: Reals) -> Any:
     """
     s, t = 0.5 * (up + down), 0.5 * (up - down)
     rho = _correlation(a, b, c)
-    folded = np.sqrt(1.0 - np.square(rho)) + rho * np.arcsin(rho)
-    return np.sqrt(a * b) * (s * s * rho + t * t * (2.0 / np.pi) * folded)
+    folded = np.arcsin(rho)
+    folded *= rho
+    folded += np.sqrt(1.0 - np.square(rho))
+    folded *= t * t * (2.0 / np.pi)
+    folded += s * s * rho
+    folded *= np.sqrt(a * b)
+    return folded
 
 
 def two_slope_slope_dual(up: float, down: float, rho: Reals) -> Any:

@@ -8,6 +8,7 @@ says that its assumptions do not hold, the node is sampled.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.law import Law
 from layerwise.theory.plan import Planner
 from layerwise.theory.registry import NoSoundRule
+from layerwise.theory.repeats import Repeats
 from layerwise.theory.rules.elementwise import add_fields, aligned, fit_parts, worst
 from layerwise.theory.sampling import Sampler
 from layerwise.theory.state import Field, Grade, State, white
@@ -40,7 +42,7 @@ _PAIRS_BACK = frozenset(
     ]
 )
 _PAIRS = _PAIRS_BACK | {"reduce_sum"}
-DENSE_BUDGET = 3e8
+DENSE_BUDGET = 1e8
 """Table entries in all, above which fewer lags are held."""
 
 
@@ -115,6 +117,8 @@ class Engine:
         )
         readers = [n.output for n in self.nodes if n.name in _PAIRS_BACK]
         self.first_reader = min(readers, default=10**12)
+        self.repeats = Repeats(self.ctx, self.nodes)
+        self.joint = any(n.name == "normalization" for n in self.nodes)
         self.sampler = Sampler(self.ctx, self.inputs, draws, log_scale=log_scale)
 
     def _classes(self) -> int:
@@ -130,11 +134,11 @@ class Engine:
         )
         if not needed:
             return lagging.NONE
-        total = 0.0
+        total, classes = 0.0, self._classes()
         for node in self.nodes:
             sizes = ctx.shape(node.output)[1:-1]
             held = [len(lagging.lag_values(n)) for n in sizes]
-            total += float(np.prod(sizes) * np.prod(held)) * self._classes()
+            total += math.prod(sizes) * math.prod(held) * classes
         return lagging.DENSE if total < DENSE_BUDGET else lagging.SPARSE
 
     def state_of(self, value: int) -> State:
@@ -160,8 +164,14 @@ class Engine:
 
     def forward(self) -> None:
         """Runs the forward sweep."""
+        last = {v: n.output for n in self.nodes for v in n.inputs}
+        sums = any(n.name in ("add", "sub") and len(n.inputs) > 1 for n in self.nodes)
         for node in self.nodes:
             self._forward(node)
+            for v in node.inputs:  # pairs that neither direction will read again
+                done = v in self.known and v < self.first_reader and not sums
+                if done and last[v] == node.output:
+                    self.known[v] = self.known[v].map(Field.single)
 
     def _forward(self, node: Node) -> None:
         rule = registry.find(node.name)
@@ -169,7 +179,10 @@ class Engine:
             if rule is None:
                 raise NoSoundRule("no rule")
             states = [self.state_of(v) for v in node.inputs]
-            got = rule.forward(self.ctx, node, states)
+            got = self.repeats.forward(node, states)
+            if got is None:
+                got = rule.forward(self.ctx, node, states)
+                self.repeats.remember(node, "forward", states, [got])
             roots = frozenset([node.output])
             if not self._has_weights(node):
                 roots = frozenset().union(*(s.roots for s in states))
@@ -319,7 +332,12 @@ class Engine:
         for cotangent in given:
             try:
                 fitted = fit_parts(cotangent, out)
-                back = rule.backward(ctx, node, states, out, fitted)
+                flags = (node.output < self.first_reader, ctx.single_back)
+                back = self.repeats.backward(node, states, flags, fitted)
+                if back is None:
+                    back = rule.backward(ctx, node, states, out, fitted)
+                    operands = (*states, fitted)
+                    self.repeats.remember(node, flags, operands, back)
             except NoSoundRule as error:
                 self._sample_back(node, str(error))
                 return
@@ -333,6 +351,8 @@ class Engine:
                     ct = dataclasses.replace(ct, terms=(), roots=origin)
                     if v < self.first_reader:
                         ct = ct.map(Field.single)
+                    if not self.joint or v < self.first_reader:  # nothing reads it
+                        ct = ct.map(lambda f: f.replace(joint=None))
                     self.cotangents.setdefault(v, []).append(ct)
 
     def _sample_back(self, node: Node, reason: str) -> None:

@@ -133,9 +133,9 @@ def latent_correlation(field: Field) -> np.ndarray:
     """Returns ``(class, *lags, *positions)``: correlation of the z of each pair."""
     centred, sd = _centred(field)
     pair = sd * lagging.shifted(sd, field.lags)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rho = np.where(pair > 0, centred / np.where(pair > 0, pair, 1.0), 0.0)
-    rho = np.clip(rho, -1.0, 1.0)
+    rho = np.zeros(centred.shape)
+    np.divide(centred, pair, out=rho, where=np.broadcast_to(pair > 0, rho.shape))
+    np.clip(rho, -1.0, 1.0, out=rho)
     if field.shape is None:
         return rho
     grid = np.linspace(-1.0, 1.0, 801)
@@ -145,7 +145,9 @@ def latent_correlation(field: Field) -> np.ndarray:
 
 def _centred(field: Field) -> tuple[np.ndarray, np.ndarray]:
     """Returns covariances of pairs and standard deviations, both scaled."""
-    product = field.mean * lagging.shifted(field.mean, field.lags)
+    product = 0.0
+    if np.any(field.mean):
+        product = field.mean * lagging.shifted(field.mean, field.lags)
     sd = np.sqrt(np.maximum(field.second - field.mean**2, 0.0))
     return field.table - product, sd
 

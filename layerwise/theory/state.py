@@ -88,10 +88,10 @@ class Field:
         at = tuple(slice(v.index(0), v.index(0) + 1) for v in self.lags)
 
         def cut(x: np.ndarray | None) -> np.ndarray | None:
-            return None if x is None else x[(slice(None), *at)]
+            return None if x is None else x[(slice(None), *at)].copy()
 
         return self.replace(
-            table=self.table[(slice(None), *at)],
+            table=self.table[(slice(None), *at)].copy(),
             lags=((0,),) * self.rank,
             joint=cut(self.joint),
             through=cut(self.through),

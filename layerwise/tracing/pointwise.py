@@ -6,6 +6,7 @@ there is a function of one real variable; here it is, ready for quadrature in fl
 No activation is known by name.
 """
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -96,12 +97,15 @@ def _signature(
                 operands.append(("uniform", uniform[a]))
         for v in e.outputs:
             number[v] = len(number)
-        how: Hashable = str(e.params)
-        if e.name in primitives.WRAPPERS:
-            body = str(_jax.sub_jaxprs(e.eqn)[0])
-            how = (body, _jax.derivative_rule(e.eqn))
-        text.append((e.name, how, *operands))
+        text.append((e.name, _parameters(e.eqn), *operands))
     return (*text, number[target])
+
+
+@functools.lru_cache(maxsize=4096)
+def _parameters(eqn: _jax.JaxprEqn) -> Hashable:
+    if _jax.primitive_name(eqn) in primitives.WRAPPERS:
+        return str(_jax.sub_jaxprs(eqn)[0]), _jax.derivative_rule(eqn)
+    return str(eqn.params)
 
 
 def _run(equations: Sequence[Equation], env: dict[int, Any], like: jax.Array) -> None:
@@ -151,8 +155,14 @@ def _body(equation: Equation) -> Graph:
 def is_elementwise(equation: Equation) -> bool:
     """Whether each output entry depends on the same entry of the operands alone."""
     if equation.name in primitives.WRAPPERS:
-        return all(is_elementwise(e) for e in _body(equation).equations)
-    return equation.name in primitives.ELEMENTWISE | primitives.LAYOUT
+        return _body_is_elementwise(equation.eqn)
+    return equation.name in primitives.ELEMENTWISE or equation.name in primitives.LAYOUT
+
+
+@functools.lru_cache(maxsize=4096)
+def _body_is_elementwise(eqn: _jax.JaxprEqn) -> bool:
+    body = from_jaxpr(_jax.sub_jaxprs(eqn)[0])
+    return all(is_elementwise(e) for e in body.equations)
 
 
 _PROBES = np.array([-3.7, -1.3, -0.6, -0.21, 0.13, 0.47, 0.9, 1.6, 3.1], np.float32)

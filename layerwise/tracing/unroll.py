@@ -177,9 +177,9 @@ class _Writer:
                 index = min(max(int(which), 0), len(e.bodies) - 1)
                 return self._body(e.bodies[index], operands[1:], iteration)
             case "custom_jvp_call" | "custom_vjp_call":
-                body = from_jaxpr(_jax.sub_jaxprs(e.eqn)[0])
                 if is_elementwise(e) or not rule_is_derivative(e.eqn):
                     return None
+                body = from_jaxpr(_jax.sub_jaxprs(e.eqn)[0])
                 return self._nested(body, operands, iteration)
         return None
 
@@ -321,6 +321,7 @@ def _zeros(shape: tuple[int, ...], dtype: Any) -> Any:
 _LARGEST_CHECK = 2**20
 
 
+@functools.lru_cache(maxsize=1024)
 def rule_is_derivative(eqn: Any) -> bool:
     """Compares a custom derivative with that of the body, on one random vector.
 

@@ -123,9 +123,12 @@ def convolve(
         up, down = (axis.input_dilation, axis.stride)
         if transpose:
             up, down = down, up
-        # Output lag l is made of input lag l * down / up: the same tap at both ends.
         size = reach.shape[0]
         held = lagging.lag_values(size, ctx.level)
+        if up == down == 1 and lags[a] == held and size == reach.shape[1]:
+            table = _shifted_sum(table, axis, held, rank, a, transpose)
+            continue
+        # Output lag l is made of input lag l * down / up: the same tap at both ends.
         slices = []
         for lag in held:
             if lag * down % up:
@@ -148,6 +151,33 @@ def convolve(
         symmetric=True,
         comb=tuple(comb),
     ).normalized()
+
+
+def _shifted_sum(
+    table: np.ndarray,
+    axis: Axis,
+    held: tuple[int, ...],
+    rank: int,
+    a: int,
+    transpose: bool,
+) -> np.ndarray:
+    """Sums over the taps of an axis that keeps its positions, all lags at once."""
+    size = axis.size
+    out = np.zeros_like(table)
+
+    def along(start: int, stop: int) -> tuple[slice, ...]:
+        return (slice(None),) * (1 + rank + a) + (slice(start, stop),)
+
+    for tap in range(axis.taps):
+        d = tap * axis.kernel_dilation - axis.pad[0]
+        d = -d if transpose else d
+        low, high = max(0, -d), min(size, size - d)
+        if low < high:
+            out[along(low, high)] += table[along(low + d, high + d)]
+    shape = [1] * table.ndim
+    shape[1 + a], shape[1 + rank + a] = len(held), size
+    out *= lagging.inside((held,), (size,)).reshape(shape)
+    return out
 
 
 def _output(state: State, axes: tuple[str, ...], channels: int, field: Field) -> State:
