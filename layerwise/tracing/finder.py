@@ -35,8 +35,11 @@ def trace(model: ModelFunction, params: PyTree, inputs: Sequence[Any]) -> Traced
         InputError: If the model cannot be called on these inputs, or if integers enter
             a weight operation as if they were a signal.
     """
+    shapes = jax.tree.map(_without_place, (params, tuple(inputs)))
     try:
-        jaxpr, output = jax.make_jaxpr(model.apply, return_shape=True)(params, *inputs)
+        jaxpr, output = jax.make_jaxpr(
+            lambda params, inputs: model.apply(params, *inputs), return_shape=True
+        )(*shapes)
     except LayerwiseError:
         raise
     except Exception as error:
@@ -74,6 +77,17 @@ def trace(model: ModelFunction, params: PyTree, inputs: Sequence[Any]) -> Traced
             )
         )
     return traced
+
+
+def _without_place(x: Any) -> Any:
+    """Returns the shape of an array that is on many devices; others as they are.
+
+    Where parts of an array lie is part of its type on some meshes, and a model need not
+    say where what it computes is to lie.
+    """
+    if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
+    return x
 
 
 # Of a while's two bodies the first is its condition.
