@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from layerwise import _jax
+from layerwise.errors import OutOfMemoryError, message
 from layerwise.measurement.sharding import Layout
 from layerwise.measurement.tapped_model import TappedModel
 from layerwise.types import PyTree
@@ -135,6 +136,10 @@ def run(
         except KeyboardInterrupt:
             if not parts:
                 raise
+        except jax.errors.JaxRuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise _out_of_memory(error, program.together, inputs) from error
         finally:
             for future, _ in running:
                 future.cancel()
@@ -167,6 +172,29 @@ def chunk_size(total: int, chunk: int | None, layout: Layout | None = None) -> i
     if chunk is None and layout is None:
         calls = min(-(-calls // workers()) * workers(), total)
     return -(-total // calls)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return "resource_exhausted" in text or "out of memory" in text
+
+
+def _out_of_memory(
+    error: Exception, together: int, inputs: Sequence[jax.Array]
+) -> OutOfMemoryError:
+    batch = max((x.shape[0] for x in inputs if x.ndim), default=1)
+    fewer = f"{max(batch // 2, 1)} examples instead of {batch}"
+    return OutOfMemoryError(
+        message(
+            f"{together} networks at once do not fit: {str(error).splitlines()[0]}",
+            "Memory is that of the networks computed at once, with the activations "
+            "that their backward pass reads; how many are drawn changes nothing.",
+            f"Pass batch_size={together // 2}."
+            if together > 1
+            else f"Pass {fewer}, or a mesh with an axis for the batch or for the "
+            "parameters; nn.remat in the model keeps fewer activations.",
+        )
+    )
 
 
 @contextlib.contextmanager
@@ -213,8 +241,8 @@ class Program:
             given, stacked = (layout.put_params(x) for x in (given, stacked))
         self._data = (tuple(inputs), given, stacked, key)
         own = -(-chunk // self._groups)
-        self._together = min(batch_size, own)
-        self._length = -(-own // self._together) * self._together
+        self.together = min(batch_size, own)
+        self._length = -(-own // self.together) * self.together
         self._compiled: dict[bool, Any] = {}
 
     def submit(
@@ -260,7 +288,7 @@ class Program:
     def _many(
         self, numbers: jax.Array, count: jax.Array, frames: Any, *data: Any
     ) -> dict[str, jax.Array]:
-        together = self._together
+        together = self.together
 
         def some(i: jax.Array) -> dict[str, jax.Array]:
             own = jax.lax.dynamic_slice_in_dim(numbers, i * together, together)

@@ -91,6 +91,7 @@ def measure(
         ParametersError: If `params` do not belong to the model or are not finite.
         UnsupportedModelError: If the model has no weights, has a layer of fan-in 0, or
             computes with complex numbers.
+        OutOfMemoryError: If the networks computed at once do not fit on the device.
 
     Example:
         >>> model = lw.zoo.f34(width=4, image_size=32)

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from layerwise import _jax
 from layerwise.errors import InputError, LayerwiseError, UnsupportedModelError, message
 from layerwise.tracing import connections, dataflow, primitives
 from layerwise.tracing.connections import Connections
 from layerwise.tracing.dataflow import Dataflow
 from layerwise.tracing.graph import Equation, Graph, from_jaxpr
 from layerwise.tracing.layers import Layer, Lookup, Loop, Step, TracedModel
-from layerwise.tracing.model import ModelFunction, call_error, leaf_name
+from layerwise.tracing.model import ModelFunction, call_error, leaf_name, leak_error
 from layerwise.tracing.pointwise import ScalarFunction, scalar_function
 from layerwise.types import PyTree
 
@@ -44,6 +45,9 @@ def trace(model: ModelFunction, params: PyTree, inputs: Sequence[Any]) -> Traced
         raise
     except Exception as error:
         raise call_error(model, inputs, error) from error
+    for constant in jaxpr.consts:
+        if _jax.is_tracer(constant):
+            raise leak_error(model, f"a {constant.dtype}{list(constant.shape)}.")
     graph = from_jaxpr(jaxpr)
     paths = [p for p, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     leaf_values = {leaf_name(p): v for p, v in zip(paths, graph.inputs, strict=False)}
