@@ -30,6 +30,10 @@ class UnsupportedModelError(LayerwiseError, NotImplementedError):
     """A model outside of what the requested method is valid for."""
 
 
+class OutOfMemoryError(LayerwiseError, MemoryError):
+    """What was asked for at once does not fit on the device."""
+
+
 def message(found: str, why: str, fix: str) -> str:
     """Joins the three parts of an error message, one per line."""
     return f"{found}\n{why}\n{fix}"
