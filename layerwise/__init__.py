@@ -11,6 +11,10 @@ from layerwise.report import (
     Description,
     VarianceReport,
     describe,
+    Diagnosis,
+    Finding,
+    assert_healthy,
+    diagnose,
     plot_comparison,
     propagate_variance,
 )
@@ -26,11 +30,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Description",
+    "Diagnosis",
+    "Finding",
     "Law",
     "Measurement",
     "Prediction",
     "VarianceReport",
     "describe",
+    "assert_healthy",
+    "diagnose",
     "errors",
     "express",
     "expressivity",

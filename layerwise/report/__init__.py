@@ -1,6 +1,8 @@
-"""What a person sees: a model described, its curves measured beside theory."""
+"""What a person sees: a model described, its curves beside theory, the verdict."""
 
 from layerwise.report.describe import Description, describe
+from layerwise.report.diagnosis import assert_healthy, diagnose
+from layerwise.report.finding import Diagnosis, Finding
 from layerwise.report.propagate import propagate_variance
 from layerwise.report.report import VarianceReport, plot_comparison
 
@@ -9,6 +11,10 @@ __all__ = [
     "Description",
     "VarianceReport",
     "describe",
+    "Diagnosis",
+    "Finding",
+    "assert_healthy",
+    "diagnose",
     "plot_comparison",
     "propagate_variance",
 ]
