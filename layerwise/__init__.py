@@ -9,11 +9,11 @@ from layerwise.measurement import Measurement, measure
 from layerwise.moments.gain import gain
 from layerwise.report import (
     Description,
-    VarianceReport,
-    describe,
     Diagnosis,
     Finding,
+    VarianceReport,
     assert_healthy,
+    describe,
     diagnose,
     plot_comparison,
     propagate_variance,
@@ -36,8 +36,8 @@ __all__ = [
     "Measurement",
     "Prediction",
     "VarianceReport",
-    "describe",
     "assert_healthy",
+    "describe",
     "diagnose",
     "errors",
     "express",

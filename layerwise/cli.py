@@ -116,6 +116,7 @@ def _report(options: Any) -> int:
             draws=options.draws,
             key=jax.random.key(options.seed),
             scheme=options.scheme,
+            statistics=("zeros", "cosine_examples"),
             progress=progress,
         )
     found = lw.diagnose(report, tolerance=options.tolerance)
@@ -198,22 +199,15 @@ def _describe(options: Any) -> int:
 
 
 def _coverage(options: Any) -> int:
-    """What is measured is known from one network; how many are drawn changes nothing."""
-    from rich.table import Table
-
-    m = lw.measure(**_prepared(options), draws=1)
-    counts: dict[str, int] = {}
-    for site in m.sites:
-        counts[site.kind] = counts.get(site.kind, 0) + 1
-    table = Table("", "count")
-    table.add_row("layers", str(len(m.layer_paths)))
-    for kind, count in counts.items():
-        table.add_row(f"places of kind {kind}", str(count))
-    _print(table)
+    ready = _prepared(options)
+    m = lw.measure(**ready, draws=1)  # one shows what any number of draws would
+    _print(f"measured: {len(m.layer_paths)} layers, {len(m.sites)} places")
     for where in m.untapped:
-        _print(f"not looked into: {where}")
-    if not m.untapped:
-        _print("Every weight was looked into.")
+        _print(f"  not looked into: {where}")
+    p = lw.predict(ready["model"], None, ready["inputs"], kwargs=ready["kwargs"])
+    _print(f"predicted: {p.coverage}")
+    for where, reason in p.sampled.items():
+        _print(f"  sampled: {where}: {reason}")
     return HEALTHY
 
 
@@ -237,8 +231,13 @@ def _demo(options: Any) -> int:
 def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """Yields a callback that draws a bar on a terminal, and nothing elsewhere."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),

@@ -9,11 +9,11 @@ from layerwise.report.report import VarianceReport, plot_comparison
 
 __all__ = [
     "Description",
-    "VarianceReport",
-    "describe",
     "Diagnosis",
     "Finding",
+    "VarianceReport",
     "assert_healthy",
+    "describe",
     "diagnose",
     "plot_comparison",
     "propagate_variance",

@@ -4,11 +4,9 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from layerwise.errors import InvalidArgumentError, UnhealthyError, message
-from layerwise.measurement.ensemble import GIVEN
 from layerwise.measurement.result import Measurement
+from layerwise.measurement.statistics import REGISTRY
 from layerwise.report.drift import drift
 from layerwise.report.evidence import Evidence
 from layerwise.report.finding import Diagnosis, Finding, worst_first
@@ -29,7 +27,9 @@ def diagnose(
     networks and in a typical one. A finding rests on two standard errors, and so does
     the lack of one: where an estimate could be on either side, the verdict is
     "undecided". Beyond that: units that are dead or saturated, scores that saturate a
-    softmax, outputs that are large, values outside of half precision, NaN and infinity.
+    softmax, outputs that are large, values outside of half precision, NaN and infinity;
+    and where ``statistics=("zeros", "cosine_examples")`` were measured, dead channels
+    and examples that all point the same way.
 
     Args:
         report: A report or a measurement.
@@ -63,7 +63,18 @@ def diagnose(
         measurement, title = report, report.traced.model.name
     found = worst_first(_findings(measurement, tolerance))
     basis = f"{measurement.draws_done} networks, tolerance x{tolerance:g}"
+    unmeasured = [n for n in EXTRA if not _measured(measurement, n)]
+    if unmeasured:
+        basis += f"; not measured: {', '.join(unmeasured)}"
     return Diagnosis(found, title, tolerance, basis)
+
+
+EXTRA = ("zeros", "cosine_examples")
+"""Statistics by which `diagnose` finds more: dead channels and rank collapse."""
+
+
+def _measured(measurement: Measurement, name: str) -> bool:
+    return all(n in measurement.statistic_names for n in REGISTRY[name].outputs)
 
 
 def _findings(measurement: Measurement, tolerance: float) -> Iterator[Finding]:
@@ -117,8 +128,3 @@ def assert_healthy(
             f"Begin with: {decisive[0].fix}",
         )
     )
-
-
-def rows_of_given(measurement: Measurement) -> np.ndarray:
-    """Mask of the network that was passed in."""
-    return measurement.draws == GIVEN

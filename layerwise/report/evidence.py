@@ -114,7 +114,8 @@ class Evidence:
         rows = m.ensemble if rows is None else rows
         finite = np.ones(len(m.draws), bool)
         for direction in ("forward", "backward"):
-            finite &= np.isfinite(m.second_moment(direction)).all(axis=1)
+            known = np.isfinite(m.second_moment(direction)) | ~m.read[direction]
+            finite &= known.all(axis=1)
         self.rows = rows & finite
         self.lost = rows & ~finite
         self.second = {
@@ -149,7 +150,10 @@ class Evidence:
         Where there are fewer than three (long skips go around everything), the places
         of repeated blocks are compared with each other instead.
         """
-        cut = trunk_sites(self.measurement.traced, self.sites)
+        m = self.measurement
+        read = m.read["forward"] & m.read["backward"]
+        always = np.all(read[self.rows], axis=0)
+        cut = [i for i in trunk_sites(m.traced, self.sites) if always[i]]
         if len({self.sites[i].layer for i in cut}) >= 3:
             return cut
         return max([cut, *self._repeated()], key=len)
@@ -234,6 +238,8 @@ class Evidence:
         """Values in loops whose every iteration uses the same weights: in time."""
         found: set[int] = set()
         for loop in self.measurement.traced.loops:
+            if loop.equation.name != "scan":
+                continue
             first, carries = _jax.scan_counts(loop.equation.eqn)
             sliced = frozenset[str]().union(
                 *(loop.flow.leaves_of(v) for v in loop.graph.inputs[first + carries :])
@@ -254,6 +260,13 @@ class Evidence:
         """Returns fan-in times weight variance: what the weights multiply by."""
         fan_in = self.layer(number).connections.fan_in
         return float(fan_in * self.weight_variance(number).mean())
+
+    def statistic(self, name: str, direction: str = "forward") -> np.ndarray | None:
+        """Returns a statistic, ``(draw, site)``, or None if it was not measured."""
+        m = self.measurement
+        if name not in m.statistic_names:
+            return None
+        return m.statistic(name, direction)[self.rows]
 
     def step(self, kinds: Sequence[str], direction: str, number: int) -> float | None:
         """Returns the ratio of second moments between two kinds of site of a layer."""

@@ -7,10 +7,11 @@ import json
 import math
 from typing import Any
 
+from layerwise.measurement.coverage import Select
 from layerwise.report.diagnosis import diagnose
 from layerwise.report.finding import Diagnosis
 from layerwise.report.report import VarianceReport
-from layerwise.report.rows import Select, rows
+from layerwise.report.rows import rows
 
 
 def page(
@@ -20,7 +21,7 @@ def page(
 
     Args:
         report: The report.
-        select: Layers to show: a glob on their paths or a predicate; all if None.
+        select: Layers to show: globs on their paths, or a predicate; all if None.
         tolerance: As for `layerwise.diagnose`.
     """
     found = diagnose(report, tolerance=tolerance)

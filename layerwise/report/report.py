@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
 
+    from layerwise.measurement.coverage import Select
     from layerwise.report.finding import Diagnosis
-    from layerwise.report.rows import Select
 
 DIRECTIONS = ("forward", "backward")
 SYMBOL = {"forward": "q", "backward": "r"}
@@ -64,7 +64,7 @@ class VarianceReport:
         prediction, and mean / prediction.
 
         Args:
-            select: A glob on paths (``"block_*/Conv_0"``), or a predicate; all if None.
+            select: A glob on paths (``"block_*/Conv_0"``), several, or a predicate.
         """
         import pandas as pd
 
@@ -89,7 +89,7 @@ class VarianceReport:
         ``predicted_second_moment`` have draw -2, as they belong to no draw.
 
         Args:
-            select: A glob on paths (``"block_*/Conv_0"``), or a predicate; all if None.
+            select: A glob on paths (``"block_*/Conv_0"``), several, or a predicate.
         """
         import pandas as pd
 

@@ -3,17 +3,13 @@
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Callable
 
 import numpy as np
 
+from layerwise.measurement.coverage import Select
 from layerwise.report.evidence import Evidence
 from layerwise.report.factors import changes
 from layerwise.report.report import DIRECTIONS, VarianceReport
-
-
-Select = str | Callable[[str], bool]
-"""Which layers: a glob on their paths (``"block_*/Conv_0"``), or a predicate."""
 
 
 def chosen(path: str, select: Select | None) -> bool:
@@ -22,7 +18,8 @@ def chosen(path: str, select: Select | None) -> bool:
         return True
     if callable(select):
         return bool(select(path))
-    return fnmatch.fnmatchcase(path, select)
+    globs = (select,) if isinstance(select, str) else select
+    return any(fnmatch.fnmatchcase(path, g) for g in globs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,8 @@ def _nonfinite(evidence: Evidence) -> Iterator[Finding]:
         return
     row = int(np.flatnonzero(lost)[0])
     for direction in ("forward", "backward"):
-        bad = np.flatnonzero(~np.isfinite(m.second_moment(direction)[row]))
+        values = m.second_moment(direction)[row]
+        bad = np.flatnonzero(~np.isfinite(values) & m.read[direction][row])
         if not bad.size:
             continue
         site = m.sites[bad[0] if direction == "forward" else bad[-1]]

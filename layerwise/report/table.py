@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from layerwise.measurement.coverage import Select
 from layerwise.report.diagnosis import diagnose
 from layerwise.report.finding import Diagnosis
 from layerwise.report.report import DIRECTIONS, SYMBOL, VarianceReport
-from layerwise.report.rows import Select, chosen
+from layerwise.report.rows import chosen
 
 
 def number(value: float) -> str:

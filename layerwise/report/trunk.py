@@ -41,7 +41,11 @@ def _cut_values(part: TracedModel | Loop) -> set[int]:
         if j > i + 1:
             around[i + 1] += 1
             around[j] -= 1
-    loops = {loop.equation.outputs[0]: loop for loop in part.loops}
+    loops = {  # the branches of a cond are not passed through by all of the signal
+        loop.equation.outputs[0]: loop
+        for loop in part.loops
+        if loop.equation.name != "cond"
+    }
     found: set[int] = set()
     open_ = 0
     for k, equation in enumerate(graph.equations):

@@ -17,6 +17,9 @@ from layerwise.tracing.layers import Layer
 from layerwise.types import Activation
 
 
+ALIKE = (1e-2, 1e-3)
+"""One minus the cosine between examples: below the first a warning, the second sick."""
+
 FEW = 0.05
 """Share of the slope that may pass before units count as dead or saturated."""
 
@@ -27,6 +30,8 @@ def units(evidence: Evidence) -> Iterator[Finding]:
         yield from _passing(evidence, run.number, run.path)
         yield from _mean(evidence, run.number, run.path)
     yield from _squashed(evidence)
+    yield from _off(evidence)
+    yield from _alike(evidence)
 
 
 def _passing(evidence: Evidence, number: int, path: str) -> Iterator[Finding]:
@@ -210,4 +215,56 @@ def _flat(
         {"E[x^2]": scores},
         reason,
         fix,
+    )
+
+
+def _off(evidence: Evidence) -> Iterator[Finding]:
+    """Channels that are zero for every example and position, where measured."""
+    share = evidence.statistic("dead_fraction")
+    if share is None:
+        return
+    for run in evidence.runs:
+        at = evidence.index.get(("v", run.number))
+        if at is None:
+            continue
+        dead = Series(np.array([at]), share[:, [at]]).at(0)
+        if dead.value - 2 * np.nan_to_num(dead.sem) < 0.5:
+            continue
+        yield Finding(
+            "dead_units",
+            "sick" if dead.value > 0.9 else "warning",
+            "forward",
+            run.number,
+            run.path,
+            {"share of channels": dead},
+            f"{100 * dead.value:.2g} % of its channels are zero for every example.",
+            "start its bias at 0 (bias_init=nn.initializers.zeros), center its input",
+        )
+        return
+
+
+def _alike(evidence: Evidence) -> Iterator[Finding]:
+    """Rank collapse: the cosine between examples goes to 1 along the trunk."""
+    cosine = evidence.statistic("cosine_examples")
+    columns = evidence.hidden("forward").columns
+    if cosine is None or len(columns) < 2:
+        return
+    series = Series(columns, 1 - cosine[:, columns])
+    first, last = series.at(0), series.at(len(columns) - 1)
+    upper = last.value + 2 * np.nan_to_num(last.sem)
+    if not upper < ALIKE[0] or not last.value < first.value / 10:
+        return
+    below = np.flatnonzero(series.mean < ALIKE[0])
+    column = int(columns[below[0]])
+    yield Finding(
+        "rank_collapse",
+        "sick" if upper < ALIKE[1] else "warning",
+        "forward",
+        evidence.sites[column].layer,
+        evidence.place(column),
+        {"1 - cosine between examples": last, "at the first layer": first},
+        f"all examples point the same way (cosine {1 - last.value:.6g} at the end): "
+        "the last layers cannot tell them apart.",
+        "use skip connections or batch normalization, or an activation with a smaller "
+        "mean (nn.leaky_relu, nn.tanh)",
     )
