@@ -9,8 +9,12 @@ from layerwise.measurement import Measurement, measure
 from layerwise.moments.gain import gain
 from layerwise.report import (
     Description,
+    Diagnosis,
+    Finding,
     VarianceReport,
+    assert_healthy,
     describe,
+    diagnose,
     plot_comparison,
     propagate_variance,
 )
@@ -26,11 +30,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Description",
+    "Diagnosis",
+    "Finding",
     "Law",
     "Measurement",
     "Prediction",
     "VarianceReport",
+    "assert_healthy",
     "describe",
+    "diagnose",
     "errors",
     "express",
     "expressivity",
