@@ -100,7 +100,8 @@ def _program(
     model: nn.Module, steps: int, batch: int, momentum: float, weight_decay: float
 ) -> Callable[..., Any]:
     """Returns the compiled loop, for any parameters, data and learning rate."""
-    mode = {"train": True} if "train" in signature(model.__call__).parameters else {}
+    takes_train = "train" in signature(model.__call__).parameters
+    mode: dict[str, Any] = {"train": True} if takes_train else {}
     rule = optax.chain(
         optax.add_decayed_weights(weight_decay), optax.sgd(1.0, momentum)
     )

@@ -1,5 +1,6 @@
 """Runs the ledger of claims, prints it, and writes it as a page.
 
+Usage:
     python -m experiments.claims                    # all that take seconds
     python -m experiments.claims --slow             # all: networks are trained
     python -m experiments.claims --only=H5,T7

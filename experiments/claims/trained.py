@@ -127,15 +127,13 @@ def _last_loss(losses: np.ndarray) -> float:
 @functools.cache
 def degradation() -> dict[str, tuple[list[float], list[float]]]:
     """Returns training losses (last 50 steps) of 20 and 56 layers, three seeds each."""
-    table = {}
+    table: dict[str, tuple[list[float], list[float]]] = {}
     for name, residual in (("plain", False), ("residual", True)):
-        table[name] = tuple(
-            [
-                float(_trained(depth, residual, seed)[2][-50:].mean())
-                for seed in range(3)
-            ]
+        shallow, deep = (
+            [_last_loss(_trained(depth, residual, seed)[2]) for seed in range(3)]
             for depth in (20, 56)
         )
+        table[name] = shallow, deep
     return table
 
 
