@@ -153,7 +153,8 @@ def table(draws: int) -> str:
 HEAD = """# What each kind of layer does to the signal
 
 `python -m experiments.claims.layer_effects --markdown` writes this page. Each kind
-stands between two random layers of width 64, on 16 examples of independent standard normal entries.
+stands between two random layers of width 64, on 16 examples of independent standard
+normal entries.
 *Forward* is E[out²] / E[in²] of the layer's values, *backward* E[in²] / E[out²] of the
 cotangents, as predicted from the program and as measured over {draws} networks, with
 standard errors. The grades are those of [the theory engine](theory.md).
