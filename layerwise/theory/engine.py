@@ -88,6 +88,8 @@ class Engine:
         self.measured: dict[int, State] = {}
         self.drawn_back: dict[int, State] = {}
         self.fixed: frozenset[int] = frozenset()
+        self.cuts = cuts
+        self.measured_below = False
         arrays = deterministic(traced, self.inputs)
         first = next((x for x in self.inputs if np.ndim(x)), None)
         base = RuleContext(
@@ -160,6 +162,8 @@ class Engine:
         self.forward()
         self._seed()
         for node in reversed(self.nodes):
+            if self.measured_below:  # everything before depends on what was measured
+                break
             self._backward(node)
 
     def forward(self) -> None:
@@ -198,17 +202,17 @@ class Engine:
         return node.name in primitives.WEIGHT_OPERATIONS
 
     def _sample(self, node: Node, reason: str) -> None:
-        self.reasons[node.label] = reason
+        label = self._label(node)
+        self.reasons[label] = reason
         if node.output not in self.sampled:
-            wanted = {node.output: node.label}
+            wanted = {node.output: label}
             known = self.nodes if self.on_weights is None else ()
             for other in known:  # those known to come, in the same run
-                floating = jnp.issubdtype(
-                    self.traced.graph.avals[other.output].dtype, jnp.floating
-                )
                 unknown = registry.find(other.name) is None
-                if floating and unknown and other.output > node.output:
-                    wanted[other.output] = other.label
+                later = unknown and other.output > node.output
+                if later and self._is_float(other.output):
+                    wanted[other.output] = self._label(other)
+                    self.reasons.setdefault(self._label(other), "no rule")
             self.sampled.update(wanted)
             self.measured.update(self.sampler.forward(list(wanted), wanted))
         self.known[node.output] = self.measured[node.output]
@@ -235,6 +239,8 @@ class Engine:
                 roots=frozenset([atom]),
             )
             self.cotangents.setdefault(atom, []).append(start)
+        if self.on_cotangent is None:
+            return  # the sweep measures what is before a sampled node as it gets there
         wanted = {}
         for value, label in self.sampled.items():
             for v in self.makers[value].inputs:
@@ -267,6 +273,9 @@ class Engine:
         """Samples the cotangent of a value, for all of its readers together."""
         node = self.makers.get(value)
         label = node.label if node is not None else f"value {value}"
+        if self.on_cotangent is None:
+            self._measure_back(value, label, reason)
+            return self.total[value]
         self.reasons[label] = reason
         if value not in self.drawn_back:
             self.drawn_back.update(self.sampler.backward([value], {value: label}))
@@ -305,10 +314,15 @@ class Engine:
 
     def _backward(self, node: Node) -> None:
         if node.output in self.sampled:
+            if self.on_cotangent is None:
+                self._sample_back(node, self.reasons[self._label(node)])
             return
         rule = registry.find(node.name)
         contributions = self.cotangents.get(node.output)
         if not contributions or rule is None:
+            return
+        if not hasattr(rule, "backward"):
+            self._sample_back(node, "its rule has no backward method")
             return
         states = [self.state_of(v) for v in node.inputs]
         out = self.known[node.output]
@@ -324,6 +338,8 @@ class Engine:
             self.cotangents[node.output] = contributions
             self.total.pop(node.output, None)
         whole = self.combined(node.output)
+        if self.measured_below:
+            return
         given = self.cotangents[node.output]
         if node.name != "pointwise" or len(given) == 1:
             # Only an activation gains by each reader's cotangent on its own.
@@ -355,7 +371,36 @@ class Engine:
                         ct = ct.map(lambda f: f.replace(joint=None))
                     self.cotangents.setdefault(v, []).append(ct)
 
+    def _measure_back(self, top: int, label: str, reason: str) -> None:
+        """Measures the cotangents of a value and of every wanted one before it.
+
+        They depend on it, or are not reached yet: one run of the model gives them all,
+        and what is given up is the grade of parallel branches alone.
+        """
+        self.reasons.setdefault(label, reason)
+        below = [v for v in self.cuts if v < top and v not in self.total]
+        wanted = [v for v in (*below, top) if self._is_float(v)]
+        try:
+            self.total.update(self.sampler.moments_back(wanted, label))
+        except Exception as error:  # whatever a derivative rule raises, or its lack
+            first = str(error).strip().partition("\n")[0]
+            self.reasons[label] = f"{reason}; no derivative: {first}"
+        self.measured_below = True
+
+    def _is_float(self, value: int) -> bool:
+        return jnp.issubdtype(self.traced.graph.avals[value].dtype, jnp.floating)
+
+    def _label(self, node: Node) -> str:
+        """The node with its primitive, the user's line, and the layer it is behind."""
+        before = [y.path for y in self.traced.layers if y.root < node.output]
+        return node.label + (f", behind {before[-1]}" if before else "")
+
     def _sample_back(self, node: Node, reason: str) -> None:
+        if self.on_cotangent is None:
+            below = [v for v in node.inputs if v not in self.ctx.data]
+            if below:
+                self._measure_back(max(below), self._label(node), reason)
+            return
         self.reasons[node.label] = reason
         wanted = {v: node.label for v in node.inputs if v not in self.ctx.data}
         if not wanted.keys() <= self.drawn_back.keys():
