@@ -63,14 +63,14 @@ def diagnose(
         measurement, title = report, report.traced.model.name
     found = worst_first(_findings(measurement, tolerance))
     basis = f"{measurement.draws_done} networks, tolerance x{tolerance:g}"
-    unmeasured = [n for n in EXTRA if not _measured(measurement, n)]
+    unmeasured = [w for n, w in EXTRA.items() if not _measured(measurement, n)]
     if unmeasured:
-        basis += f"; not measured: {', '.join(unmeasured)}"
+        basis += f"; not looked for: {', '.join(unmeasured)}"
     return Diagnosis(found, title, tolerance, basis)
 
 
-EXTRA = ("zeros", "cosine_examples")
-"""Statistics by which `diagnose` finds more: dead channels and rank collapse."""
+EXTRA = {"zeros": "dead channels", "cosine_examples": "rank collapse"}
+"""Statistics by which `diagnose` finds more, and what it finds by them."""
 
 
 def _measured(measurement: Measurement, name: str) -> bool:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,17 @@ _FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--hide-scrollbars", "--remote-debugging-pipe",
 )  # fmt: skip
+
+# Moves the pipes to their numbers and becomes the browser. Python's preexec_fn would do
+# it, but forks, which JAX's threads do not take.
+_PLACE = """
+import os, sys
+read, write = (os.dup(int(x)) for x in sys.argv[1:3])
+read, write = os.dup2(read, 100), os.dup2(write, 101)
+os.dup2(read, 3)
+os.dup2(write, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find() -> str | None:
@@ -39,12 +51,10 @@ class Browser:
         self._read, to_write = os.pipe()
 
         size = f"--window-size={width},{height}"
-        # A shell moves the pipes to their numbers: Python's preexec_fn forks, which
-        # JAX's threads do not take.
-        moved = f'exec "$@" 3<&{to_read} 4>&{to_write}'
         home = f"--user-data-dir={self._home.name}"
+        pipes = (str(to_read), str(to_write))
         self._process = subprocess.Popen(
-            ["sh", "-c", moved, "sh", executable, *_FLAGS, size, home],
+            [sys.executable, "-c", _PLACE, *pipes, executable, *_FLAGS, size, home],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             pass_fds=(to_read, to_write),
         )  # fmt: skip
