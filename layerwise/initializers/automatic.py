@@ -39,6 +39,7 @@ References:
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 
 import jax
@@ -56,12 +57,15 @@ from layerwise.initializers.weights import weights
 from layerwise.theory import law as theory
 from layerwise.theory.engine import Engine
 from layerwise.theory.first_use import scale_at_first_use, scale_cotangents
+from layerwise.tracing import TracedModel
 from layerwise.tracing.blocks import blocks, residual_blocks
 from layerwise.tracing.model import leaf_name
+from layerwise.tracing.unroll import unroll
 
 
 _MAX_SWEEPS = 4
 _SETTLED = 1e-2  # log of a standard deviation
+_ITERATION = re.compile(r"\[\d+\]")  # as paths of layers in loops have it
 
 Scales = dict[str, float]
 
@@ -94,12 +98,14 @@ class _Sweep:
 
     Attributes:
         problem: The model.
+        traced: Its program, loops written out.
         starts: Leaf name -> the variance that it starts from.
         law: The law of all leaves.
         looked_up: Leaves whose rows are read before anything multiplies by them.
     """
 
     problem: Problem
+    traced: TracedModel
     starts: Mapping[str, float]
     law: theory.Law
     looked_up: frozenset[str]
@@ -115,7 +121,9 @@ class _Sweep:
             seen.add(w.leaf)
         drawn = laws.make(_UNIT, problem, Assignment(base, left_alone=left), "normal")
         starts = {n: float(s) ** 2 for n, s in drawn.stddev.items()}
-        return cls(problem, starts, _moments(problem, drawn), frozenset(looked_up))
+        flat = unroll(problem.traced, problem.inputs).traced
+        law = _moments(problem, drawn)
+        return cls(problem, flat, starts, law, frozenset(looked_up))
 
     def forward(
         self, independent: bool, profile: Mapping[str, float] | None = None
@@ -131,19 +139,24 @@ class _Sweep:
         def target(path: str, log: float) -> float:
             return constant(path, log) + (profile or {}).get(path, 0.0)
 
-        p = self.problem
         found = scale_at_first_use(
-            p.traced, self.law, p.inputs, target, independent=independent
+            self.traced,
+            self.law,
+            self.problem.inputs,
+            target,
+            independent=independent,
         )
         return found | dict.fromkeys(self.looked_up & set(self.starts), 0.0)
 
     def backward(self, scales: Scales, independent: bool) -> Scales:
         """Returns what keeps the cotangents of the network that `scales` makes."""
         target = self._target(last=False)
-        p = self.problem
-        law = _scaled(self.law, scales)
         found = scale_cotangents(
-            p.traced, law, p.inputs, target, independent=independent
+            self.traced,
+            _scaled(self.law, scales),
+            self.problem.inputs,
+            target,
+            independent=independent,
         )
         return {n: found.get(n, 0.0) for n in scales}
 
@@ -154,7 +167,7 @@ class _Sweep:
         that of a layer which makes an output, where the cotangent is given, is the one
         of the layer before: its own scale moves all others alike.
         """
-        traced = self.problem.traced
+        traced = self.traced
         first = traced.layers[0].operand if traced.layers else -1
         at = {y.path: y.z for y in traced.layers}
         for block in residual_blocks(blocks(traced))[::-1]:  # inner blocks come last
@@ -189,9 +202,10 @@ class _Sweep:
         kept = {w.path for w in weights(traced) if w.leaf in self.looked_up}
 
         def target(path: str, log: float) -> float:
-            if path in kept:
+            name = _ITERATION.sub("", path)
+            if name in kept:
                 return log
-            return -math.log(count) if path in ends else 0.0
+            return -math.log(count) if name in ends else 0.0
 
         return target
 

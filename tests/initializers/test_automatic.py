@@ -162,7 +162,7 @@ def test_what_is_not_understood_is_listed_and_left_alone(images, key):
 
 
 def test_no_depth_overflows():
-    """Scales in logarithms: inputs of 1e-15 and 300 layers of a plain network."""
+    """Scales in logarithms: inputs of 1e-15 and 40 layers of a plain network."""
     net = nn.Sequential([f for _ in range(40) for f in (nn.Dense(4), nn.relu)])
     x = 1e-15 * jax.random.normal(jax.random.key(12), (4, 8))
     law = lw.scheme_law(net, x, "kernel_forward")

@@ -43,7 +43,10 @@ def test_called_under_jit():
 @pytest.mark.parametrize(
     ("options", "fix"),
     [
-        ({"draws": 4, "batch_size": 4, "chunk": 4}, r"(?s)3 networks at once .* batch_size=1\."),
+        (
+            {"draws": 4, "batch_size": 4, "chunk": 4},
+            r"(?s)3 networks at once .* batch_size=1\.",
+        ),
         ({"draws": 1}, "Pass 1 examples instead of 2"),
     ],
 )
