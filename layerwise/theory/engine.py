@@ -195,6 +195,10 @@ class Engine:
             self.known[node.output] = dataclasses.replace(got, roots=roots)
         except NoSoundRule as error:
             self._sample(node, str(error))
+            weighs = self.traced.flow.kind.get(node.output) == "weight"
+            if weighs and self.on_weights is not None and len(node.inputs) == 1:
+                state = self.on_weights(node, self.known[node.output])
+                self.known[node.output] = state
 
     @staticmethod
     def _has_weights(node: Node) -> bool:

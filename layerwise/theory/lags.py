@@ -148,10 +148,12 @@ def from_pairs(
     return np.moveaxis(got, -1, 1 + rank + axis)
 
 
-def shifted(values: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
+def shifted(
+    values: np.ndarray | np.floating, lags: Sequence[tuple[int, ...]]
+) -> np.ndarray:
     """Returns ``(*lags, *positions)``: the value at ``p + l``, 0 outside of the map."""
     rank = len(lags)
-    out = values
+    out = np.asarray(values)  # NumPy makes scalars of arrays without axes
     for axis, held in enumerate(lags):
         size = values.shape[axis]
         where = axis + axis  # lag axes already in front, then the positions
