@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from layerwise import _jax
-from layerwise.theory import data, lags as lagging, registry, rules
+from layerwise.moments.activations import cached_float64
+from layerwise.theory import data, lags as lagging, marginal, registry, rules
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.law import Law
 from layerwise.theory.plan import Planner
@@ -116,7 +117,8 @@ class Engine:
 
     def _level(self, ctx: RuleContext) -> int:
         needed = any(
-            n.name in _PAIRS or registry.find(n.name) is None for n in self.nodes
+            n.name in _PAIRS or registry.find(n.name) is None or is_curved(n)
+            for n in self.nodes
         )
         if not needed:
             return lagging.NONE
@@ -199,6 +201,8 @@ class Engine:
                 sources=frozenset(),
                 terms=(),
                 roots=frozenset([atom]),
+                tolerance=0.0,
+                pair_tolerance=0.0,
             )
             self.cotangents.setdefault(atom, []).append(start)
         wanted = {}
@@ -266,6 +270,9 @@ class Engine:
             mean_grade=worst(a.mean_grade, b.mean_grade),
             sources=a.sources | b.sources,
             roots=a.roots | b.roots,
+            tolerance=max(a.tolerance, b.tolerance),
+            pair_tolerance=max(a.pair_tolerance, b.pair_tolerance),
+            coherent=a.coherent or b.coherent,
         )
         return fit_parts(total, own) if own is not None else total
 
@@ -327,6 +334,13 @@ class Engine:
             self.cotangents[v] = [self.drawn_back[v]]
             self.total.pop(v, None)
         self.fixed = self.fixed | frozenset(wanted)
+
+
+def is_curved(node: Node) -> bool:
+    """Whether a node is a scalar function that is not homogeneous, as ReLU is."""
+    if node.name != "pointwise":
+        return False
+    return marginal.two_slopes(cached_float64(node.data)[0]) is None
 
 
 def deterministic(traced: TracedModel, inputs: Sequence[Any]) -> dict[int, np.ndarray]:

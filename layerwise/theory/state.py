@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from layerwise.theory import lags as lagging
+from layerwise.theory.response import NO_RESPONSE, Response
 
 
 class Grade(enum.IntEnum):
@@ -50,6 +51,8 @@ class Field:
             where whatever chose the cotangent looked at the value (max pooling).
         weights: Random weights that one channel is made of (its fan-in); a statistic of
             one channel has no more degrees of freedom than these.
+        spread: Relative variance of the second moment, over networks and examples.
+        response: Cotangents only: what they gain by such fluctuations of the value.
     """
 
     mean: Any  # arrays; NumPy makes scalars of those without axes
@@ -62,6 +65,8 @@ class Field:
     joint: Any = None
     through: Any = None
     weights: float = np.inf
+    spread: float = 0.0
+    response: Response = NO_RESPONSE
 
     @property
     def rank(self) -> int:
@@ -147,6 +152,11 @@ class State:
         roots: Random roots that it is a function of, weights of its own left out:
             values with disjoint roots are independent in a wide network.
         terms: The value as a sum of others, ``(value, coefficient)``.
+        tolerance: Bound on the error of the logarithm of the second moment: what the
+            rules on the way state for themselves, added up.
+        pair_tolerance: The same for the pair moments, on top of it.
+        coherent: Cotangents only: whether those of different positions depend on each
+            other, so that the weights between them and the masks matter together.
     """
 
     axes: tuple[str, ...]
@@ -156,6 +166,9 @@ class State:
     sources: frozenset[str] = frozenset()
     roots: frozenset[int] = frozenset()
     terms: tuple[tuple[int, float], ...] = ()
+    tolerance: float = 0.0
+    pair_tolerance: float = 0.0
+    coherent: bool = False
 
     @property
     def channels(self) -> int:
@@ -186,6 +199,11 @@ class State:
         return dataclasses.replace(self, parts=parts, **changes)  # type: ignore[arg-type]
 
 
+def common(shares: Sequence[float], spreads: Sequence[float]) -> float:
+    """Returns the spread of a sum whose terms rise and fall together."""
+    return float(np.dot(shares, np.sqrt(np.maximum(spreads, 0.0))) ** 2)
+
+
 def mix(fields: Sequence[Field], weights: Sequence[float]) -> Field:
     """Returns the average of fields, weighted: what a channel taken at random has."""
     live = [(f, w) for f, w in zip(fields, weights, strict=True) if w > 0]
@@ -198,6 +216,8 @@ def mix(fields: Sequence[Field], weights: Sequence[float]) -> Field:
     joint = None
     if any(f.joint is not None for f, _ in at):
         joint = sum(w * (f.table if f.joint is None else f.joint) for f, w in at)
+    power = [w * float(np.mean(f.second)) for f, w in at]
+    shares = [p / sum(power) for p in power] if sum(power) > 0 else [w for _, w in at]
     return Field(
         mean=np.asarray(sum(w * f.mean for f, w in at)),
         table=np.asarray(sum(w * f.table for f, w in at)),
@@ -208,6 +228,8 @@ def mix(fields: Sequence[Field], weights: Sequence[float]) -> Field:
         comb=comb,
         joint=None if joint is None else np.asarray(joint),
         weights=min(f.weights for f, _ in at),
+        spread=common(shares, [f.spread for f, _ in at]),
+        response=Response.average([f.response for f, _ in at], shares),
     )
 
 

@@ -137,7 +137,7 @@ class Normalize:
         for n, f in fields:
             stats = _statistics(ctx, found, extent, f)
             _check(stats)
-            parts.append((n, _normalized(found, f, stats)))
+            parts.append((n, _normalized(found, extent, f, stats)))
         return dataclasses.replace(
             state,
             parts=tuple(parts),
@@ -188,7 +188,9 @@ def _check(stats: _Statistics, enough: float = ENOUGH_FORWARD) -> None:
         )
 
 
-def _normalized(found: Normalization, f: Field, stats: _Statistics) -> Field:
+def _normalized(
+    found: Normalization, extent: Extent, f: Field, stats: _Statistics
+) -> Field:
     with np.errstate(over="ignore", under="ignore"):
         epsilon = found.epsilon * float(np.exp(-f.log_scale))
     root = np.sqrt(stats.variance + epsilon)
@@ -208,6 +210,7 @@ def _normalized(found: Normalization, f: Field, stats: _Statistics) -> Field:
         0.0,
         shape=f.shape,
         symmetric=f.symmetric and not found.offset,
+        spread=f.spread if extent.examples > 1 else 0.0,
     )
 
 

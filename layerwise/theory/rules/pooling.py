@@ -173,7 +173,9 @@ class _Pool:
         u = np.clip(np.cumsum(marginal.weights()), 1e-12, 1 - 1e-12)
         # The maximum's law: that of independent entries, at the effective number.
         shape = marginal.standardize(law(ndtri(u ** (1 / self.window.count))) + 0 * z)
-        return Field(mean, table, lags, self.field.log_scale, shape)
+        return Field(
+            mean, table, lags, self.field.log_scale, shape, spread=self.field.spread
+        )
 
     def _covariances(self, lags: tuple[tuple[int, ...], ...]) -> np.ndarray:
         """``(class, *lags)``: covariance of two windows' maxima."""
@@ -317,7 +319,14 @@ def _scatter(pool: _Pool, ct: Field, share: np.ndarray) -> Field:
             field = map_axis(ctx, field, a, back[a])
         table = field.table
     table[zero] = second + both
-    return Field(np.zeros(sizes), table, lags, ct.log_scale, symmetric=True)
+    return Field(
+        np.zeros(sizes),
+        table,
+        lags,
+        ct.log_scale,
+        symmetric=True,
+        response=ct.response,
+    )
 
 
 def _meeting(pool: _Pool, ct: Field, active: np.ndarray) -> np.ndarray:

@@ -46,6 +46,8 @@ def map_axis(ctx: RuleContext, field: Field, axis: int, matrix: np.ndarray) -> F
         shape=field.shape if selects else None,
         symmetric=field.symmetric,
         comb=comb,
+        spread=field.spread,
+        response=field.response,
     )
 
 
@@ -165,10 +167,13 @@ class Positions:
         )
         axes = tuple(r for a, r in enumerate(state.axes) if a not in dropped)
         sums = any(np.any(np.count_nonzero(m, axis=1) > 1) for m in found.values())
-        grade = state.grade
+        grade, tolerance = state.grade, state.tolerance
         if sums:  # pairs of positions enter, and they are right for wide layers only
             grade = max(grade, Grade.APPROXIMATE)
-        return dataclasses.replace(state, axes=axes, parts=parts, grade=grade, terms=())
+            tolerance += state.pair_tolerance
+        return dataclasses.replace(
+            state, axes=axes, parts=parts, grade=grade, terms=(), tolerance=tolerance
+        )
 
     @staticmethod
     def backward(
@@ -199,11 +204,16 @@ class Positions:
             for a, m in found.items():
                 field = map_axis(ctx, field, _spatial_index(state, a), m.T)
             parts.append((n, field.normalized()))
+        summed = any(np.any(np.count_nonzero(m, axis=1) > 1) for m in found.values())
         sums = any(np.any(np.count_nonzero(m, axis=0) > 1) for m in found.values())
         grade = max(cotangent.grade, Grade.APPROXIMATE) if sums else cotangent.grade
         return [
             dataclasses.replace(
-                cotangent, axes=state.axes, parts=tuple(parts), grade=grade
+                cotangent,
+                axes=state.axes,
+                parts=tuple(parts),
+                grade=grade,
+                coherent=cotangent.coherent or summed,
             )
         ]
 

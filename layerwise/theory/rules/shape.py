@@ -25,6 +25,8 @@ def flatten(field: Field) -> Field:
         field.log_scale,
         shape=field.shape,
         symmetric=field.symmetric,
+        spread=field.spread,
+        response=field.response,
     )
 
 
@@ -34,7 +36,14 @@ def unflatten(ctx: RuleContext, flat: Field, sizes: tuple[int, ...]) -> Field:
     table = np.zeros((len(flat.table), *map(len, lags), *sizes))
     spread = flat.table.reshape((-1,) + (1,) * len(sizes))
     table[(slice(None), *(v.index(0) for v in lags))] = spread
-    return Field(np.zeros(sizes), table, lags, flat.log_scale, symmetric=True)
+    return Field(
+        np.zeros(sizes),
+        table,
+        lags,
+        flat.log_scale,
+        symmetric=True,
+        response=flat.response,
+    )
 
 
 _Step = tuple[str, int]
