@@ -83,5 +83,5 @@ def _field(ctx: RuleContext, x: np.ndarray, lags: tuple[tuple[int, ...], ...]) -
             both = np.einsum("...c,...c->...", total[here], total[there])
             table[(1, *which, *here)] = (both - same) / (n * (n - 1) * channels)
     mean = x.mean(axis=(0, -1))
-    spread = fluctuation.of_batch(np.square(x).mean(axis=-1))
+    spread = fluctuation.of_batch(np.square(x).mean(axis=-1), lags)
     return Field(mean, table, lags, spread=spread).normalized()

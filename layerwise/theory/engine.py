@@ -104,7 +104,9 @@ class Engine:
         self.ctx = dataclasses.replace(
             base, classes=self._classes(), level=self._level(base)
         )
-        readers = [n.output for n in self.nodes if n.name in _PAIRS_BACK]
+        readers = [
+            n.output for n in self.nodes if n.name in _PAIRS_BACK or is_curved(n)
+        ]
         self.first_reader = min(readers, default=10**12)
         self.sampler = Sampler(self.ctx, self.inputs, draws)
 

@@ -21,6 +21,8 @@ References:
     [Hanin2018] the variance of q over networks, for ReLU.
 """
 
+import functools
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -61,36 +63,167 @@ def channel_noise(state: State) -> float:
     )
 
 
-def tap_correlations(
-    field: Field, taps: Sequence[tuple[int, float]]
-) -> tuple[float, float]:
-    """Returns means over pairs of taps: squared correlation, and |it| times overlap.
+Taps = Sequence[tuple[int, float]]
+"""Per axis: how many taps, and positions between two of them."""
+
+
+def contracted(
+    state: State,
+    taps: Taps,
+    steps: Sequence[float],
+    lags: Sequence[tuple[int, ...]],
+    fixed: bool = False,
+) -> np.ndarray:
+    """Returns ``(*lags,)``: the spread behind a contraction with fresh weights.
 
     Args:
-        field: What is contracted.
-        taps: Number of taps, and positions between two of them, per axis.
+        state: What is contracted.
+        taps: Taps of each axis.
+        steps: Positions of it between two neighbours of the result, per axis.
+        lags: Lags held of the result.
+        fixed: Whether it is data, the same in every network.
     """
-    held = _by_lag(field)
-    overlap = held[1]
-    squared = held[0]
-    for (count, step), lags in zip(taps, field.lags, strict=True):
-        plain, falling = np.zeros(len(lags)), np.zeros(len(lags))
+    before = common(shares(state), [f.spreads for _, f in state.parts])
+    field = state.average()
+    noise = 0.0
+    if not fixed:
+        squared, _ = _by_lag(field)
+        noise = (1.0 + _at_zero(before, field)) * channel_noise(state) * squared
+    out = before + noise
+    for a, (tap, step) in enumerate(zip(taps, steps, strict=True)):
+        matrix = _tap_matrix(field.lags[a], lags[a], tap, step)
+        out = np.moveaxis(np.tensordot(out, matrix, (a, 1)), -1, a)
+    return out
+
+
+def pulled_through(
+    cotangent: Field,
+    state: State,
+    taps: Taps,
+    steps: Sequence[float],
+    coherent: bool = False,
+) -> tuple[Response, float]:
+    """Returns the response in front of a contraction, and what it adds to the log.
+
+    Args:
+        cotangent: Cotangent of the result, with its own response.
+        state: What is contracted.
+        taps: Taps of each axis.
+        steps: Positions of it between two neighbours of the result, per axis.
+        coherent: Whether positions' cotangents are alike, where no pairs are held.
+    """
+    response = cotangent.response
+    if response == NO_RESPONSE:
+        return response, 0.0
+    field = state.average()
+    squared, size = _by_lag(field)
+    spread = field.spreads
+    own = _at_zero(spread, field)
+    relative = spread / own if own > 0 else squared
+    alike = np.ones([1] * field.rank)
+    if all(len(v) == 1 for v in cotangent.lags):
+        held = tuple(() if coherent else (0,) for _ in taps)
+        alike = _known(field.lags, held)
+    else:
+        alike = _by_lag(cotangent)[1]
+        for a, step in enumerate(steps):
+            at = [_between(cotangent.lags[a], v / step) for v in field.lags[a]]
+            alike = np.moveaxis(np.tensordot(alike, np.array(at), (a, 1)), -1, a)
+    power = response.power * _over_taps(relative, field, taps)
+    keeps = _over_taps(size * alike, field, taps)
+    alone = response.alignment * keeps / state.channels
+    unit = response.power * _over_taps(squared, field, taps) / state.channels + alone
+    return Response(power, response.alignment * keeps, unit), alone
+
+
+def _known(
+    lags: Sequence[tuple[int, ...]], held: Sequence[tuple[int, ...]]
+) -> np.ndarray:
+    """1 at every lag (nothing `held`), or at lag zero alone."""
+    out = np.ones([len(v) for v in lags])
+    for a, (axis, only) in enumerate(zip(lags, held, strict=True)):
+        ones = [1] * len(lags)
+        ones[a] = len(axis)
+        out = out * np.array([not only or v in only for v in axis]).reshape(ones)
+    return out
+
+
+def mapped(
+    values: np.ndarray,
+    lags: tuple[int, ...],
+    axis: int,
+    matrix: np.ndarray,
+    new: tuple[int, ...],
+) -> np.ndarray:
+    """Returns a spread after a linear map of one axis, ``(new, old)``: by its weights.
+
+    Args:
+        values: ``(*lags,)``.
+        lags: Those held of the axis.
+        axis: Which axis.
+        matrix: The map; its sums are averages as far as relative changes go.
+        new: Lags held of the result.
+    """
+    weights = np.abs(matrix)
+    weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-300)
+    moved = np.moveaxis(values, axis, -1)
+    size_in, size = matrix.shape[1], matrix.shape[0]
+    every = np.arange(-(size_in - 1), size_in)
+    known = moved @ np.array([_between(lags, v) for v in every]).T
+    p = np.arange(size_in)
+    pairs = known[..., p[None, :] - p[:, None] + size_in - 1]
+    pairs = weights @ pairs @ weights.T
+    rows = [np.diagonal(pairs, v, -2, -1).mean(axis=-1) for v in new if abs(v) < size]
+    return np.moveaxis(np.stack(rows, axis=-1), -1, axis)
+
+
+def of_batch(squares: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Returns the relative covariance over examples of ``(example, *positions)``."""
+    mean = squares.mean(axis=0)
+    out = np.zeros([len(v) for v in lags])
+    for which in itertools.product(*(range(len(v)) for v in lags)):
+        here, there = [], []
+        for v, i, n in zip(lags, which, mean.shape, strict=True):
+            here.append(slice(max(0, -v[i]), n - max(0, v[i])))
+            there.append(slice(max(0, v[i]), n + min(0, v[i])))
+        a, b = tuple(here), tuple(there)
+        both = np.mean(mean[a] * mean[b])
+        if both > 0:
+            product = squares[(slice(None), *a)] * squares[(slice(None), *b)]
+            out[which] = max(float(np.mean(product) / both) - 1.0, 0.0)
+    return out
+
+
+def _at_zero(values: np.ndarray, field: Field) -> float:
+    return float(values[tuple(v.index(0) for v in field.lags)])
+
+
+def _over_taps(values: np.ndarray, field: Field, taps: Taps) -> float:
+    """Returns the mean over pairs of taps of something given by lag."""
+    for tap, lags in zip(taps, field.lags, strict=True):
+        values = np.tensordot(_tap_matrix(lags, (0,), tap, 1.0)[0], values, (0, 0))
+    return float(values)
+
+
+@functools.cache
+def _tap_matrix(
+    old: tuple[int, ...], new: tuple[int, ...], tap: tuple[int, float], step: float
+) -> np.ndarray:
+    """``(new lag, old lag)``: mean over pairs of taps."""
+    count, apart = tap
+    out = np.zeros((len(new), len(old)))
+    for row, lag in zip(out, new, strict=True):
         for d in range(-(count - 1), count):
-            share = (count - abs(d)) / count**2
-            where = _between(lags, d * step)
-            plain += share * where
-            falling += share * (1 - abs(d) / count) * where
-        squared = np.tensordot(plain, squared, (0, 0))
-        overlap = np.tensordot(falling, overlap, (0, 0))
-    return float(squared), float(overlap)
+            row += (count - abs(d)) / count**2 * _between(old, lag * step + d * apart)
+    return out
 
 
 def _between(lags: tuple[int, ...], at: float) -> np.ndarray:
-    """Weights of the held lags that interpolate one."""
+    """Weights of the held lags that interpolate one; beyond them the last."""
     out = np.zeros(len(lags))
-    j = int(np.searchsorted(lags, at))
-    if j in (0, len(lags)) or lags[min(j, len(lags) - 1)] == at:
-        out[min(j, len(lags) - 1)] = 1.0
+    j = int(np.clip(np.searchsorted(lags, at), 0, len(lags) - 1))
+    if j == 0 or lags[j] <= at:
+        out[j] = 1.0
         return out
     weight = (at - lags[j - 1]) / (lags[j] - lags[j - 1])
     out[j - 1], out[j] = 1 - weight, weight
@@ -99,42 +232,11 @@ def _between(lags: tuple[int, ...], at: float) -> np.ndarray:
 
 def _by_lag(field: Field) -> tuple[np.ndarray, np.ndarray]:
     """Mean squared, and mean absolute, correlation of a pair, ``(*lags,)``."""
-    centred, sd = marginal.centred(field)
+    covariance, sd = marginal.centred(field)
     pair = sd * lagging.shifted(sd, field.lags)
     live = pair > 0
-    rho = np.clip(np.where(live, centred[0] / np.where(live, pair, 1.0), 0.0), -1, 1)
-    over = tuple(range(-field.rank, 0))
+    rho = np.where(live, covariance[0] / np.where(live, pair, 1.0), 0.0)
+    rho = np.clip(rho, -1.0, 1.0)
+    over = tuple(range(-field.rank, 0)) if field.rank else ()
     count = np.maximum(live.sum(axis=over), 1)
     return np.sum(rho**2, axis=over) / count, np.sum(np.abs(rho), axis=over) / count
-
-
-def contracted(
-    state: State, taps: Sequence[tuple[int, float]], fixed: bool = False
-) -> float:
-    """Returns the spread behind a contraction of a value (`fixed`: of data)."""
-    weights = shares(state)
-    before = common(weights, [f.spread for _, f in state.parts])
-    squared, _ = tap_correlations(state.average(), taps)
-    noise = 0.0 if fixed else channel_noise(state)
-    return squared * (before + (1.0 + before) * noise)
-
-
-def pulled_through(
-    response: Response, state: State, taps: Sequence[tuple[int, float]]
-) -> tuple[Response, float]:
-    """Returns the response in front of a contraction, and what it adds to the log."""
-    if response == NO_RESPONSE:
-        return response, 0.0
-    squared, overlap = tap_correlations(state.average(), taps)
-    entries = float(np.prod([t for t, _ in taps], initial=1.0))
-    power, alignment = squared * response.power, overlap * response.alignment
-    own = response.alignment / (state.channels * entries)
-    unit = power / state.channels + own
-    return Response(power, alignment, unit), own
-
-
-def of_batch(squares: np.ndarray) -> float:
-    """Returns the relative variance over examples of ``(example, *positions)``."""
-    mean = squares.mean(axis=0)
-    total = float(np.mean(mean**2))
-    return float(np.mean(np.var(squares, axis=0)) / total) if total > 0 else 0.0

@@ -13,6 +13,7 @@ so that single positions are right and pairs err by less than that remainder.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.polynomial import hermite_e
@@ -296,9 +297,7 @@ class Pointwise:
         out = Field(mean, table, f.lags, 0.0, shape, symmetric=odd, spread=spread)
         return out.normalized()
 
-    def averaged(
-        self, function: Numeric
-    ) -> tuple[np.ndarray, np.ndarray, float, float]:
+    def averaged(self, function: Numeric) -> tuple[np.ndarray, np.ndarray, Any, float]:
         """Returns moments of a function, the field's own second moment fluctuating.
 
         Returns:
@@ -306,7 +305,8 @@ class Pointwise:
             the fluctuation moved the logarithm of that.
         """
         mean, second, table = self.pairs(self.values(function))
-        factors, chances = log_normal(self.field.spread)
+        own = self.field.own_spread
+        factors, chances = log_normal(own)
         if len(factors) == 1:
             return mean, table, 0.0, 0.0
         w = weights()
@@ -322,7 +322,8 @@ class Pointwise:
         top = float(chances @ totals)
         if not top > 0:
             return mean, table, 0.0, 0.0
-        spread = float(chances @ totals**2) / top**2 - 1.0
+        after = float(chances @ totals**2) / top**2 - 1.0
+        spread = self.field.spreads * (after / own)
         return mean, table, spread, float(np.log(top / np.mean(second)))
 
     def pull_back(self, cotangent: Field, phi: Numeric, slope: Numeric) -> Field:
@@ -374,7 +375,7 @@ class Pointwise:
     ) -> tuple[float, Response]:
         """Returns what `after` adds to the logarithm, and the response in front."""
         local = self.local(phi, slope)
-        variance = float(np.log1p(self.field.spread))
+        variance = float(np.log1p(self.field.own_spread))
         gain = after.power * local.growth * local.gradient_growth * variance
         gain += after.unit * (local.together - 1.0)
         # Positive as they should be, beyond the first order too.

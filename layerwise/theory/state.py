@@ -51,7 +51,8 @@ class Field:
             where whatever chose the cotangent looked at the value (max pooling).
         weights: Random weights that one channel is made of (its fan-in); a statistic of
             one channel has no more degrees of freedom than these.
-        spread: Relative variance of the second moment, over networks and examples.
+        spread: ``(*lags,)``: relative covariance of the second moments of a pair of
+            positions, over networks and examples; 0.0 for none.
         response: Cotangents only: what they gain by such fluctuations of the value.
     """
 
@@ -65,7 +66,7 @@ class Field:
     joint: Any = None
     through: Any = None
     weights: float = np.inf
-    spread: float = 0.0
+    spread: Any = 0.0
     response: Response = NO_RESPONSE
 
     @property
@@ -88,6 +89,16 @@ class Field:
         """``(*positions,)``: scaled second moments."""
         return np.asarray(self.table[(0, *(v.index(0) for v in self.lags))])
 
+    @property
+    def spreads(self) -> np.ndarray:
+        """``(*lags,)``: the spread, filled in."""
+        return np.broadcast_to(self.spread, [len(v) for v in self.lags])
+
+    @property
+    def own_spread(self) -> float:
+        """The spread of single positions."""
+        return float(self.spreads[tuple(v.index(0) for v in self.lags)])
+
     def single(self) -> "Field":
         """Returns the field with single positions only, pairs forgotten."""
         at = tuple(slice(v.index(0), v.index(0) + 1) for v in self.lags)
@@ -100,6 +111,7 @@ class Field:
             lags=((0,),) * self.rank,
             joint=cut(self.joint),
             through=cut(self.through),
+            spread=self.own_spread,
         )
 
     def replace(self, **changes: object) -> "Field":
@@ -199,9 +211,12 @@ class State:
         return dataclasses.replace(self, parts=parts, **changes)  # type: ignore[arg-type]
 
 
-def common(shares: Sequence[float], spreads: Sequence[float]) -> float:
+def common(shares: Sequence[float], spreads: Sequence[Any]) -> np.ndarray:
     """Returns the spread of a sum whose terms rise and fall together."""
-    return float(np.dot(shares, np.sqrt(np.maximum(spreads, 0.0))) ** 2)
+    roots = [
+        s * np.sqrt(np.maximum(v, 0.0)) for s, v in zip(shares, spreads, strict=True)
+    ]
+    return np.asarray(sum(roots)) ** 2
 
 
 def mix(fields: Sequence[Field], weights: Sequence[float]) -> Field:

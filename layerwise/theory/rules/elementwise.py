@@ -118,7 +118,7 @@ def pair_error(state: State) -> float:
     The correlation of a pair fluctuates with the second moments (`Field.spread`), and
     the dual activation is not linear in it.
     """
-    return PAIRS * max(f.spread for _, f in state.parts)
+    return PAIRS * max(f.own_spread for _, f in state.parts)
 
 
 PAIRS = 0.1
@@ -439,8 +439,8 @@ PRODUCT = 0.02
 
 def _together(a: State, b: State) -> float:
     """Returns what factors whose powers rise and fall together add to the logarithm."""
-    covariance = np.sqrt(max(f.spread for _, f in a.parts)) * np.sqrt(
-        max(f.spread for _, f in b.parts)
+    covariance = np.sqrt(max(f.own_spread for _, f in a.parts)) * np.sqrt(
+        max(f.own_spread for _, f in b.parts)
     )
     return float(np.log1p(covariance))
 

@@ -11,6 +11,7 @@ padding, dilation and number of groups. Backward the same sum is read the other 
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -72,9 +73,9 @@ class Convolution:
         channels = ctx.shape(node.output)[spec.out_spec[1]]
         taps = int(np.prod([a.taps for a in axes]))
         if source in ctx.data:
-            spread = 0.0 if ctx.white else _spread_of_data(ctx, source, axes)
+            spread = 0.0 if ctx.white else _spread_of_data(ctx, source, axes, got.lags)
         else:
-            spread = fluctuation.contracted(state, _taps(axes))
+            spread = fluctuation.contracted(state, *_taps(axes), got.lags)
         got = got.replace(weights=float(fan * taps), spread=spread)
         return _output(state, tuple(roles), channels, got)
 
@@ -98,7 +99,9 @@ class Convolution:
         ct = cotangent.average()
         got = convolve(ctx, ct, axes, transpose=True)
         whole = ctx.state_of(node.inputs[0])
-        response, own = fluctuation.pulled_through(ct.response, whole, _taps(axes))
+        response, own = fluctuation.pulled_through(
+            ct, whole, *_taps(axes), coherent=cotangent.coherent
+        )
         got = got.scaled_safe(weight.second * fan * float(np.exp(own)))
         like = _like(states[0], cotangent, got.replace(response=response))
         shared = cotangent.coherent and not ctx.white and any(a.taps > 1 for a in axes)
@@ -111,12 +114,18 @@ SHARED = 0.5
 """Per channel read: weights and masks depend on each other where pixels are alike."""
 
 
-def _taps(axes: Sequence[Axis]) -> list[tuple[int, float]]:
-    """Number of taps of each axis, and positions of the input between two of them."""
-    return [(a.taps, a.kernel_dilation / a.input_dilation) for a in axes]
+def _taps(axes: Sequence[Axis]) -> tuple[fluctuation.Taps, list[float]]:
+    """Taps of each axis, and positions of the input between two outputs."""
+    taps = [(a.taps, a.kernel_dilation / a.input_dilation) for a in axes]
+    return taps, [a.stride / a.input_dilation for a in axes]
 
 
-def _spread_of_data(ctx: RuleContext, source: int, axes: Sequence[Axis]) -> float:
+def _spread_of_data(
+    ctx: RuleContext,
+    source: int,
+    axes: Sequence[Axis],
+    lags: Sequence[tuple[int, ...]],
+) -> Any:
     """Relative variance over examples of the sum of squares under the taps. Exact."""
     x = np.asarray(ctx.data[source], np.float64)
     if x.shape[0] != ctx.batch or ctx.batch == 1:
@@ -125,7 +134,7 @@ def _spread_of_data(ctx: RuleContext, source: int, axes: Sequence[Axis]) -> floa
     for a, axis in enumerate(axes):
         moved = np.moveaxis(squares, 1 + a, -1) @ _reach(axis).T
         squares = np.moveaxis(moved, -1, 1 + a)
-    return fluctuation.of_batch(squares)
+    return fluctuation.of_batch(squares, lags)
 
 
 def _reach(axis: Axis) -> np.ndarray:
@@ -235,7 +244,7 @@ class Product:
             comb=got.comb,
             weights=float(fan),
             spread=fluctuation.contracted(
-                state, _ones(state), fixed=node.inputs[0] in ctx.data
+                state, *_ones(state), got.lags, fixed=node.inputs[0] in ctx.data
             ),
         )
         return _output(state, roles, channels, field.normalized())
@@ -257,16 +266,17 @@ class Product:
         fan = int(np.prod([n for a, n in enumerate(shape) if a not in used]))
         ct = cotangent.average()
         whole = ctx.state_of(node.inputs[0])
-        response, own = fluctuation.pulled_through(ct.response, whole, _ones(whole))
+        response, own = fluctuation.pulled_through(ct, whole, *_ones(whole))
         got = ct.scaled_safe(weight.second * fan * float(np.exp(own)))
         field = got.replace(joint=None, response=response)
         like = _like(states[0], cotangent, field)
         return [dataclasses.replace(like, tolerance=cotangent.tolerance + abs(own) / 2)]
 
 
-def _ones(state: State) -> list[tuple[int, float]]:
+def _ones(state: State) -> tuple[fluctuation.Taps, list[float]]:
     """The taps of a matrix product: one position each."""
-    return [(1, 1.0)] * state.axes.count("s")
+    rank = state.parts[0][1].rank
+    return [(1, 1.0)] * rank, [1.0] * rank
 
 
 def _geometry(

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from layerwise.moments.activations import cached_float64
-from layerwise.theory import lags as lagging, marginal
+from layerwise.theory import fluctuation, lags as lagging, marginal
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.rules.elementwise import fit_parts, worst
@@ -173,9 +173,11 @@ class _Pool:
         u = np.clip(np.cumsum(marginal.weights()), 1e-12, 1 - 1e-12)
         # The maximum's law: that of independent entries, at the effective number.
         shape = marginal.standardize(law(ndtri(u ** (1 / self.window.count))) + 0 * z)
-        return Field(
-            mean, table, lags, self.field.log_scale, shape, spread=self.field.spread
-        )
+        spread = self.field.spread
+        if np.ndim(spread):
+            for a, held in enumerate(self.field.lags):
+                spread = fluctuation.mapped(spread, held, a, self.reach[a], lags[a])
+        return Field(mean, table, lags, self.field.log_scale, shape, spread=spread)
 
     def _covariances(self, lags: tuple[tuple[int, ...], ...]) -> np.ndarray:
         """``(class, *lags)``: covariance of two windows' maxima."""

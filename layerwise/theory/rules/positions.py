@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from layerwise.theory import lags as lagging
+from layerwise.theory import fluctuation, lags as lagging
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.rules.channels import (
@@ -37,6 +37,9 @@ def map_axis(ctx: RuleContext, field: Field, axis: int, matrix: np.ndarray) -> F
     mean = np.moveaxis(np.tensordot(field.mean, matrix, (axis, 1)), -1, axis)
     lags = tuple(held if a == axis else v for a, v in enumerate(field.lags))
     selects = np.all(np.count_nonzero(matrix, axis=1) <= 1)
+    spread = field.spread
+    if np.ndim(spread):
+        spread = fluctuation.mapped(spread, field.lags[axis], axis, matrix, held)
     comb = tuple(1 if a == axis else c for a, c in enumerate(field.combs))
     return Field(
         mean,
@@ -46,7 +49,7 @@ def map_axis(ctx: RuleContext, field: Field, axis: int, matrix: np.ndarray) -> F
         shape=field.shape if selects else None,
         symmetric=field.symmetric,
         comb=comb,
-        spread=field.spread,
+        spread=spread,
         response=field.response,
     )
 
@@ -56,7 +59,9 @@ def squeeze(field: Field, axis: int) -> Field:
     rank = field.rank
     table = np.squeeze(field.table, axis=(1 + axis, 1 + rank + axis))
     keep = [a for a in range(rank) if a != axis]
+    spread = field.spread
     return field.replace(
+        spread=np.squeeze(spread, axis=axis) if np.ndim(spread) else spread,
         mean=np.squeeze(field.mean, axis=axis),
         table=table,
         lags=tuple(field.lags[a] for a in keep),
@@ -72,7 +77,9 @@ def expand(field: Field, axis: int) -> Field:
     lags, comb = list(field.lags), list(field.combs)
     lags.insert(axis, (0,))
     comb.insert(axis, 1)
+    spread = field.spread
     return field.replace(
+        spread=np.expand_dims(spread, axis) if np.ndim(spread) else spread,
         mean=np.expand_dims(field.mean, axis),
         table=table,
         lags=tuple(lags),
