@@ -42,6 +42,7 @@ _PAIRS_BACK = frozenset(
 )
 _PAIRS = _PAIRS_BACK | {"reduce_sum"}
 DENSE_BUDGET = 3e8
+PAIRS_BACK_BUDGET = 1e7
 """Table entries in all, above which fewer lags are held."""
 
 
@@ -77,6 +78,7 @@ class Engine:
         self.measured: dict[int, State] = {}
         self.drawn_back: dict[int, State] = {}
         self.fixed: frozenset[int] = frozenset()
+        self.entries = 0.0
         arrays = deterministic(traced, self.inputs)
         first = next((x for x in self.inputs if np.ndim(x)), None)
         base = RuleContext(
@@ -104,11 +106,16 @@ class Engine:
         self.ctx = dataclasses.replace(
             base, classes=self._classes(), level=self._level(base)
         )
-        readers = [
-            n.output for n in self.nodes if n.name in _PAIRS_BACK or is_curved(n)
-        ]
+        readers = [n.output for n in self.nodes if self._reads_pairs(n)]
         self.first_reader = min(readers, default=10**12)
         self.sampler = Sampler(self.ctx, self.inputs, draws)
+
+    def _reads_pairs(self, node: Node) -> bool:
+        """Whether the cotangents behind a node are needed in pairs of positions."""
+        small = self.entries < PAIRS_BACK_BUDGET and self.ctx.level == lagging.DENSE
+        if small and node.name == "conv_general_dilated":
+            return True  # weights and masks depend on each other: order 1/width
+        return node.name in _PAIRS_BACK or is_curved(node)
 
     def _classes(self) -> int:
         """2 where something mixes examples, else 1."""
@@ -129,6 +136,7 @@ class Engine:
             sizes = ctx.shape(node.output)[1:-1]
             held = [len(lagging.lag_values(n)) for n in sizes]
             total += float(np.prod(sizes) * np.prod(held)) * self._classes()
+        self.entries = total
         return lagging.DENSE if total < DENSE_BUDGET else lagging.SPARSE
 
     def state_of(self, value: int) -> State:

@@ -87,7 +87,7 @@ def contracted(
     field = state.average()
     noise = 0.0
     if not fixed:
-        squared, _ = _by_lag(field)
+        squared = _by_lag(field)[0]
         noise = (1.0 + _at_zero(before, field)) * channel_noise(state) * squared
     out = before + noise
     for a, (tap, step) in enumerate(zip(taps, steps, strict=True)):
@@ -113,39 +113,59 @@ def pulled_through(
         coherent: Whether positions' cotangents are alike, where no pairs are held.
     """
     response = cotangent.response
-    if response == NO_RESPONSE:
-        return response, 0.0
+    if response.is_zero:
+        return NO_RESPONSE, 0.0
     field = state.average()
-    squared, size = _by_lag(field)
+    squared, size, _ = _by_lag(field)
     spread = field.spreads
     own = _at_zero(spread, field)
     relative = spread / own if own > 0 else squared
-    alike = np.ones([1] * field.rank)
     if all(len(v) == 1 for v in cotangent.lags):
-        held = tuple(() if coherent else (0,) for _ in taps)
-        alike = _known(field.lags, held)
+        # Single positions: cotangents are taken for all alike, or for independent.
+        alike = np.ones([len(v) for v in field.lags])
+        bend, curl = response.bend, response.curl
+        if not coherent:
+            alike = np.zeros_like(alike)
+            alike[tuple(v.index(0) for v in field.lags)] = 1.0
     else:
-        alike = _by_lag(cotangent)[1]
-        for a, step in enumerate(steps):
-            at = [_between(cotangent.lags[a], v / step) for v in field.lags[a]]
-            alike = np.moveaxis(np.tensordot(alike, np.array(at), (a, 1)), -1, a)
+        known = _by_lag(cotangent)[2]
+        alike, bend, curl = (
+            _seen(np.broadcast_to(v, known.shape), cotangent, field, steps)
+            for v in (known, response.bend, response.curl)
+        )
+    raw, double = _raw(field)
+    bent = alike * (bend * (1.0 + double) + 2.0 * curl * raw)
+    aligned = response.alignment * alike * size
+    alignment = _over_taps(bent + aligned, field, taps)
+    alone = alignment / state.channels
     power = response.power * _over_taps(relative, field, taps)
-    keeps = _over_taps(size * alike, field, taps)
-    alone = response.alignment * keeps / state.channels
-    unit = response.power * _over_taps(squared, field, taps) / state.channels + alone
-    return Response(power, response.alignment * keeps, unit), alone
+    noise = response.power * _over_taps(squared, field, taps) / state.channels
+    return Response(power, alignment, noise + alone), alone
 
 
-def _known(
-    lags: Sequence[tuple[int, ...]], held: Sequence[tuple[int, ...]]
+def _seen(
+    values: np.ndarray, cotangent: Field, field: Field, steps: Sequence[float]
 ) -> np.ndarray:
-    """1 at every lag (nothing `held`), or at lag zero alone."""
-    out = np.ones([len(v) for v in lags])
-    for a, (axis, only) in enumerate(zip(lags, held, strict=True)):
-        ones = [1] * len(lags)
-        ones[a] = len(axis)
-        out = out * np.array([not only or v in only for v in axis]).reshape(ones)
-    return out
+    """Returns what is given by lags of the result by lags of what is contracted."""
+    for a, step in enumerate(steps):
+        at = [_between(cotangent.lags[a], v / step) for v in field.lags[a]]
+        values = np.moveaxis(np.tensordot(values, np.array(at), (a, 1)), -1, a)
+    return values
+
+
+def _raw(field: Field) -> tuple[np.ndarray, np.ndarray]:
+    """Mean raw correlation of a pair, ``(*lags,)``, and that at twice the lag."""
+    root = np.sqrt(field.second)
+    pair = root * lagging.shifted(root, field.lags)
+    live = pair > 0
+    rho = np.where(live, field.table[0] / np.where(live, pair, 1.0), 0.0)
+    over = tuple(range(-field.rank, 0)) if field.rank else ()
+    raw = np.sum(rho, axis=over) / np.maximum(live.sum(axis=over), 1)
+    double = raw
+    for a, lags in enumerate(field.lags):
+        at = np.array([_between(lags, 2 * v) for v in lags])
+        double = np.moveaxis(np.tensordot(double, at, (a, 1)), -1, a)
+    return raw, double
 
 
 def mapped(
@@ -230,8 +250,8 @@ def _between(lags: tuple[int, ...], at: float) -> np.ndarray:
     return out
 
 
-def _by_lag(field: Field) -> tuple[np.ndarray, np.ndarray]:
-    """Mean squared, and mean absolute, correlation of a pair, ``(*lags,)``."""
+def _by_lag(field: Field) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean square, size and value of a pair's correlation, each ``(*lags,)``."""
     covariance, sd = marginal.centred(field)
     pair = sd * lagging.shifted(sd, field.lags)
     live = pair > 0
@@ -239,4 +259,7 @@ def _by_lag(field: Field) -> tuple[np.ndarray, np.ndarray]:
     rho = np.clip(rho, -1.0, 1.0)
     over = tuple(range(-field.rank, 0)) if field.rank else ()
     count = np.maximum(live.sum(axis=over), 1)
-    return np.sum(rho**2, axis=over) / count, np.sum(np.abs(rho), axis=over) / count
+    square, size, value = (
+        np.sum(v, axis=over) / count for v in (rho**2, np.abs(rho), rho)
+    )
+    return square, size, value

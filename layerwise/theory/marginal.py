@@ -11,6 +11,7 @@ The sum stops at order 24; what is left at :math:`\rho = 1` is given to the last
 so that single positions are right and pairs err by less than that remainder.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -348,6 +349,7 @@ class Pointwise:
             pair = sd * lagging.shifted(sd, f.lags)
             joint = pair * dual.two_slope_dual(*slopes, 1.0, 1.0, self.rho)
             joint *= np.exp(np.clip(f.log_scale, -700, 700))
+            response = dataclasses.replace(response, **self._kink(*slopes))
         else:
             _, table, _, self.shift = self.averaged(slope)
             _, _, joint = self.pairs(self.values(lambda x: slope(x) * x))
@@ -382,8 +384,41 @@ class Pointwise:
         whole = np.exp(-np.clip(gain, -1.0, 1.0))
         return float(gain), Response(
             float(whole * (local.gradient_growth + after.power * local.growth)),
-            float(whole * (local.turn + after.alignment * local.keeping)),
+            float(whole * after.alignment * local.keeping),
+            **self._curvature(slope, local.turn),
         )
+
+    def _typical_rho(self) -> np.ndarray:
+        """``(*lags,)``: mean latent correlation of a pair of one example."""
+        inside = lagging.inside(self.field.lags, self.field.sizes)
+        over = tuple(range(-self.field.rank, 0)) if self.field.rank else ()
+        count = np.maximum(inside.sum(axis=over), 1)
+        return np.asarray((self.rho[0] * inside).sum(axis=over) / count)
+
+    def _kink(self, up: float, down: float) -> dict[str, np.ndarray]:
+        """The response's bend and curl of two slopes; at one position they cancel."""
+        rho = np.clip(self._typical_rho(), -0.999, 0.999)
+        jump = (up - down) ** 2 / (2 * np.pi * np.sqrt(1 - rho**2))
+        jump = np.asarray(jump / dual.two_slope_slope_dual(up, down, rho))
+        jump[tuple(v.index(0) for v in self.field.lags)] = 0.0
+        return {"bend": jump, "curl": -rho * jump}
+
+    def _curvature(self, slope: Numeric, turn: float) -> dict[str, np.ndarray]:
+        """The bend and curl of a smooth function, by Hermite coefficients."""
+        rho = self._typical_rho()
+        mean, sd = self.sites.mean(axis=1)
+        g = nodes() if self.field.shape is None else self.field.shape
+        b = slope(mean + sd * g) @ _hermite()
+        n = np.arange(ORDER + 1)
+        powers = rho[..., None] ** n
+        pair = powers @ b**2
+        bend = powers[..., :-1] @ (n[1:] * b[1:] ** 2)
+        curl = powers[..., :-2] @ (np.sqrt(n[1:-1] * n[2:]) * b[2:] * b[:-2])
+        pair = np.where(np.abs(pair) > 1e-12, pair, 1.0)
+        bend, curl = np.asarray(bend / pair), np.asarray(curl / pair)
+        zero = tuple(v.index(0) for v in self.field.lags)
+        bend[zero], curl[zero] = 0.5 * turn, 0.0
+        return {"bend": bend, "curl": curl}
 
     def _linear_joint(self, cotangent: Field, slope: float) -> np.ndarray | None:
         # E[ct ct' x x'] with x = y / slope: the scale was multiplied by slope**2.

@@ -5,11 +5,12 @@ See `layerwise.theory.fluctuation`, which says where it comes from.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Response:
     """What a cotangent's second moment gains from fluctuations of the value it is at.
 
@@ -17,21 +18,41 @@ class Response:
         power: Per relative covariance of the value's power with the perturbation's.
         alignment: Per relative squared alignment of the two.
         unit: Per excess over 1 of ``E[x^2 dx^2] / E[x^2] E[dx^2]`` in one unit.
+        bend: ``(*lags,)``, of the slope s of the activation in front, at a pair of
+            positions: ``q E[s'(u) s'(u')] / E[s(u) s(u')]``.
+        curl: The same of ``q E[s''(u) s(u')] / E[s(u) s(u')]``.
     """
 
     power: float = 0.0
     alignment: float = 0.0
     unit: float = 0.0
+    bend: Any = 0.0
+    curl: Any = 0.0
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether there is none."""
+        return not any(np.any(v) for v in self._values())
+
+    def _values(self) -> tuple[Any, ...]:
+        return self.power, self.alignment, self.unit, self.bend, self.curl
 
     def scaled(self, share: float) -> "Response":
         """Returns the response to a term that makes up `share` of the value."""
-        return Response(*(share * v for v in dataclasses.astuple(self)))
+        return Response(*(share * v for v in self._values()))
+
+    def single(self, at: tuple[int, ...]) -> "Response":
+        """Returns the response of single positions; `at` is lag zero."""
+        bend, curl = (float(v[at]) if np.ndim(v) else v for v in (self.bend, self.curl))
+        return dataclasses.replace(self, bend=bend, curl=curl)
 
     @staticmethod
     def average(parts: Sequence["Response"], weights: Sequence[float]) -> "Response":
         """Returns the average by weights that sum to 1."""
-        rows = np.array([dataclasses.astuple(p) for p in parts])
-        return Response(*(float(v) for v in np.asarray(weights) @ rows))
+        columns = zip(*(p._values() for p in parts), strict=True)
+        return Response(
+            *(sum(w * v for w, v in zip(weights, c, strict=True)) for c in columns)
+        )
 
 
 NO_RESPONSE = Response()

@@ -112,6 +112,7 @@ class Field:
             joint=cut(self.joint),
             through=cut(self.through),
             spread=self.own_spread,
+            response=self.response.single(tuple(v.index(0) for v in self.lags)),
         )
 
     def replace(self, **changes: object) -> "Field":

@@ -98,7 +98,7 @@ class Convolution:
         fan = shapes[1][spec.rhs_spec[0]] // groups
         ct = cotangent.average()
         got = convolve(ctx, ct, axes, transpose=True)
-        whole = ctx.state_of(node.inputs[0])
+        whole = _around(ctx, node.inputs[0], axes)
         response, own = fluctuation.pulled_through(
             ct, whole, *_taps(axes), coherent=cotangent.coherent
         )
@@ -112,6 +112,18 @@ class Convolution:
 
 SHARED = 0.5
 """Per channel read: weights and masks depend on each other where pixels are alike."""
+
+
+def _around(ctx: RuleContext, value: int, axes: Sequence[Axis]) -> State:
+    """Returns the state of a convolution's input, data at the lags within its taps."""
+    if value not in ctx.data:
+        return ctx.state_of(value)
+    reach = [2 * (a.taps - 1) * a.kernel_dilation // a.input_dilation for a in axes]
+    lags = [
+        tuple(range(-min(r, a.size - 1), min(r, a.size - 1) + 1))
+        for r, a in zip(reach, axes, strict=True)
+    ]
+    return data.state(ctx, value, tuple(lags))
 
 
 def _taps(axes: Sequence[Axis]) -> tuple[fluctuation.Taps, list[float]]:
