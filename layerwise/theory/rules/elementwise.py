@@ -108,6 +108,8 @@ class Pointwise:
                 grade=grade,
                 sources=sources,
                 tolerance=tolerance,
+                pair_tolerance=cotangent.pair_tolerance
+                + (0.0 if linear else pair_error(states[0])),
             )
         ]
 

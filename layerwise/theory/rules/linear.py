@@ -110,7 +110,7 @@ class Convolution:
         return [dataclasses.replace(like, tolerance=tolerance)]
 
 
-SHARED = 0.5
+SHARED = 1.0
 """Per channel read: weights and masks depend on each other where pixels are alike."""
 
 

@@ -133,10 +133,11 @@ class Normalize:
             if found.groups > 1:
                 raise NoSoundRule("groups of unlike channels")
             fields = ((state.channels, state.average()),)
-        parts = []
+        parts, own = [], 0.0
         for n, f in fields:
             stats = _statistics(ctx, found, extent, f)
             _check(stats)
+            own = max(own, 3.0 / stats.freedom)
             parts.append((n, _normalized(found, extent, f, stats)))
         return dataclasses.replace(
             state,
@@ -144,6 +145,8 @@ class Normalize:
             grade=worst(state.grade, Grade.APPROXIMATE),
             mean_grade=worst(state.mean_grade, Grade.APPROXIMATE),
             terms=(),
+            tolerance=FORWARD,
+            pair_tolerance=state.pair_tolerance + own,
         )
 
     @staticmethod
@@ -161,24 +164,30 @@ class Normalize:
         fields = state.parts
         if extent.channels > 1 and len(fields) > 1:
             fields = ((state.channels, state.average()),)
-        parts = []
+        parts, own = [], 0.0
         fitted = fit_parts(cotangent, out)
         for (n, f), (_, y), (_, ct) in zip(
             fields, out.parts, fitted.parts, strict=True
         ):
             stats = _statistics(ctx, found, extent, f)
             _check(stats, ENOUGH_BACK)
+            own = max(own, BACKWARD + 3.0 / stats.freedom + f.own_spread / 4)
             parts.append((n, _pulled(found, extent, f, y, ct, stats)))
         got = dataclasses.replace(
             cotangent,
             parts=tuple(parts),
             grade=worst(cotangent.grade, state.grade, Grade.APPROXIMATE),
             sources=cotangent.sources | state.sources,
+            tolerance=cotangent.tolerance + state.tolerance + own,
+            pair_tolerance=cotangent.pair_tolerance + own,
+            coherent=True,
         )
         return [fit_parts(got, state)]
 
 
 ENOUGH_FORWARD, ENOUGH_BACK = 6.0, 32.0
+FORWARD, BACKWARD = 0.01, 0.03
+"""Stated errors with many degrees of freedom."""
 
 
 def _check(stats: _Statistics, enough: float = ENOUGH_FORWARD) -> None:

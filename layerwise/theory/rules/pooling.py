@@ -29,6 +29,8 @@ from layerwise.tracing.connections import Axis
 
 
 MAX_WINDOW = 100
+FORWARD, BACKWARD = 0.02, 0.05
+"""Stated errors where the correlations are the same all over the map."""
 
 
 def _axes(ctx: RuleContext, node: Node, state: State) -> tuple[list[Axis], list[int]]:
@@ -125,6 +127,19 @@ class _Pool:
             w = 0.0 if j == i else (lag[a] - at[i]) / (at[j] - at[i])
             values = (1 - w) * values[i] + w * values[j]
         return float(values)
+
+    @property
+    def unevenness(self) -> float:
+        """How much the correlation of neighbours differs over the map (sd)."""
+        near = tuple(
+            slice(max(v.index(0) - 1, 0), v.index(0) + 2) for v in self.field.lags
+        )
+        rho, inside = self.rho[0][near], self.inside[near]
+        over = tuple(range(-len(self.axes), 0))
+        count = np.maximum(inside.sum(axis=over), 1)
+        mean = (rho * inside).sum(axis=over) / count
+        square = (rho**2 * inside).sum(axis=over) / count
+        return float(np.sqrt(np.max(np.maximum(square - mean**2, 0.0))))
 
     def kept(self) -> dict[tuple[bool, ...], np.ndarray]:
         """Which entries of the window exist -> mask of the outputs where that is so."""
@@ -227,9 +242,11 @@ class MaxPool:
         """Exact for independent entries; near 0.5 % for correlated normal ones."""
         (state,) = states
         axes, dropped = _axes(ctx, node, state)
-        parts = []
+        parts, own = [], 0.0
         for n, f in state.parts:
-            got = _Pool(ctx, f, axes).forward()
+            pool = _Pool(ctx, f, axes)
+            own = max(own, FORWARD + pool.unevenness + state.pair_tolerance / 2)
+            got = pool.forward()
             for a in sorted(dropped, reverse=True):
                 got = squeeze(got, sum(r == "s" for r in state.axes[:a]))
             parts.append((n, got.normalized()))
@@ -240,6 +257,8 @@ class MaxPool:
             grade=worst(state.grade, Grade.APPROXIMATE),
             mean_grade=worst(state.grade, Grade.APPROXIMATE),
             terms=(),
+            tolerance=state.tolerance + own,
+            pair_tolerance=state.pair_tolerance + own,
         )
 
     @staticmethod
@@ -254,7 +273,7 @@ class MaxPool:
         (state,) = states
         axes, dropped = _axes(ctx, node, state)
         before = ctx.producer(node.inputs[0])
-        parts = []
+        parts, own = [], 0.0
         fitted = fit_parts(cotangent, out)
         for i, ((n, f), (_, ct)) in enumerate(
             zip(state.parts, fitted.parts, strict=True)
@@ -265,6 +284,7 @@ class MaxPool:
             if f.shape is not None and not direct:
                 raise NoSoundRule("a maximum of entries that an activation cut off")
             pool = _Pool(ctx, f, axes)
+            own = max(own, BACKWARD + pool.unevenness + state.pair_tolerance / 2)
             got = _scatter(pool, ct, 1.0 / pool.counts)
             if before is not None and before.name == "pointwise":
                 slope = cached_float64(before.data)[1]
@@ -279,6 +299,8 @@ class MaxPool:
                 axes=state.axes,
                 parts=tuple(parts),
                 grade=worst(cotangent.grade, Grade.APPROXIMATE),
+                tolerance=cotangent.tolerance + own,
+                pair_tolerance=cotangent.pair_tolerance + own,
             )
         ]
 

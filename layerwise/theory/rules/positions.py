@@ -221,6 +221,8 @@ class Positions:
                 parts=tuple(parts),
                 grade=grade,
                 coherent=cotangent.coherent or summed,
+                tolerance=cotangent.tolerance
+                + (cotangent.pair_tolerance if sums else 0.0),
             )
         ]
 
@@ -276,7 +278,10 @@ class Broadcast:
             return f.normalized()
 
         grade = max(cotangent.grade, Grade.APPROXIMATE)
-        return [cotangent.map(gather, axes=state.axes, grade=grade)]
+        tolerance = cotangent.tolerance + cotangent.pair_tolerance
+        return [
+            cotangent.map(gather, axes=state.axes, grade=grade, tolerance=tolerance)
+        ]
 
 
 def _broadcast_steps(
