@@ -393,7 +393,7 @@ class Multiply:
         a, b = states
         if a.roots & b.roots or a.axes != b.axes:
             raise NoSoundRule("a product of functions of the same signal")
-        parts = tuple((n, _product(f, g)) for n, f, g in aligned(a, b))
+        parts = tuple((n, _product(f, g, _together(a, b))) for n, f, g in aligned(a, b))
         return State(
             a.axes,
             parts,
@@ -401,7 +401,7 @@ class Multiply:
             worst(a.grade, b.grade, Grade.APPROXIMATE),
             a.sources | b.sources,
             a.roots | b.roots,
-            tolerance=a.tolerance + b.tolerance + PRODUCT + _together(a, b),
+            tolerance=a.tolerance + b.tolerance + PRODUCT + _together(a, b) / 2,
             pair_tolerance=a.pair_tolerance + b.pair_tolerance,
         )
 
@@ -440,21 +440,21 @@ PRODUCT = 0.02
 
 
 def _together(a: State, b: State) -> float:
-    """Returns what factors whose powers rise and fall together add to the logarithm."""
+    """Returns what powers that rise and fall together add to the logarithm."""
     covariance = np.sqrt(max(f.own_spread for _, f in a.parts)) * np.sqrt(
         max(f.own_spread for _, f in b.parts)
     )
     return float(np.log1p(covariance))
 
 
-def _product(f: Field, g: Field) -> Field:
+def _product(f: Field, g: Field, together: float = 0.0) -> Field:
     if f.lags != g.lags or f.sizes != g.sizes:
         raise NoSoundRule("operands with different positions")
     return Field(
         f.mean * g.mean,
         f.table * g.table,
         f.lags,
-        f.log_scale + g.log_scale,
+        f.log_scale + g.log_scale + together,
         shape=_product_shape(f, g),
         symmetric=f.symmetric or g.symmetric,
         spread=common([1.0, 1.0], [f.spread, g.spread]),
