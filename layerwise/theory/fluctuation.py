@@ -163,7 +163,7 @@ def _raw(field: Field) -> tuple[np.ndarray, np.ndarray]:
     raw = np.sum(rho, axis=over) / np.maximum(live.sum(axis=over), 1)
     double = raw
     for a, lags in enumerate(field.lags):
-        at = np.array([_between(lags, 2 * v) for v in lags])
+        at = np.array([_between(lags, 2.0 * v) for v in lags])
         double = np.moveaxis(np.tensordot(double, at, (a, 1)), -1, a)
     return raw, double
 
@@ -188,8 +188,8 @@ def mapped(
     weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-300)
     moved = np.moveaxis(values, axis, -1)
     size_in, size = matrix.shape[1], matrix.shape[0]
-    every = np.arange(-(size_in - 1), size_in)
-    known = moved @ np.array([_between(lags, v) for v in every]).T
+    every = range(-(size_in - 1), size_in)
+    known = moved @ np.array([_between(lags, float(v)) for v in every]).T
     p = np.arange(size_in)
     pairs = known[..., p[None, :] - p[:, None] + size_in - 1]
     pairs = weights @ pairs @ weights.T

@@ -2,7 +2,7 @@
 
 One program runs a batch of networks forward and backward and returns, per network, the
 mean square of every named value and of its cotangent. It runs once or twice, so it is
-compiled without optimization.
+compiled with little optimization.
 """
 
 import jax
@@ -14,7 +14,7 @@ from layerwise.tracing.graph import evaluate
 
 
 COMPILER_OPTIONS = {
-    "xla_backend_optimization_level": 0,
+    "xla_backend_optimization_level": 1,
     "xla_llvm_disable_expensive_passes": True,
 }
 DIRECTIONS = ("forward", "backward")

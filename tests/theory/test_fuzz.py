@@ -11,12 +11,10 @@ on eight times as many networks. Those found on the way are tests by name.
 import functools
 
 import jax
-import pytest
 from hypothesis import HealthCheck, given, settings
 
 from layerwise.theory.predict import predict
 from tests.theory.architectures import (
-    Architecture,
     architectures,
     build,
     draw,

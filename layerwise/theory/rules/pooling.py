@@ -284,7 +284,10 @@ class MaxPool:
             if f.shape is not None and not direct:
                 raise NoSoundRule("a maximum of entries that an activation cut off")
             pool = _Pool(ctx, f, axes)
-            own = max(own, BACKWARD + pool.unevenness + state.pair_tolerance / 2)
+            chosen = f.own_spread / 2  # maxima are where a position's power is high
+            own = max(
+                own, BACKWARD + pool.unevenness + state.pair_tolerance / 2 + chosen
+            )
             got = _scatter(pool, ct, 1.0 / pool.counts)
             if before is not None and before.name == "pointwise":
                 slope = cached_float64(before.data)[1]
