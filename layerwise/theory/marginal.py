@@ -146,7 +146,7 @@ def latent_correlation(field: Field) -> np.ndarray:
     return np.interp(rho, np.maximum.accumulate(got), grid)
 
 
-def centred(field: Field) -> tuple[np.ndarray, np.ndarray]:
+def centred(field: Field) -> tuple[np.ndarray, Any]:
     """Returns covariances of pairs and standard deviations, both scaled."""
     product = 0.0
     if np.any(field.mean):
@@ -403,7 +403,7 @@ class Pointwise:
         jump = (up - down) ** 2 / (2 * np.pi * np.sqrt(1 - rho**2))
         jump = np.asarray(jump / dual.two_slope_slope_dual(up, down, rho))
         jump[tuple(v.index(0) for v in self.field.lags)] = 0.0
-        return {"bend": jump, "curl": -rho * jump}
+        return {"bend": jump, "curl": np.asarray(-rho * jump)}
 
     def _curvature(self, slope: Numeric, turn: float) -> dict[str, np.ndarray]:
         """The bend and curl of a smooth function, by Hermite coefficients."""
