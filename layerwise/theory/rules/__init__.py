@@ -8,6 +8,7 @@ from layerwise.theory.rules import (
     normalization,
     pooling,
     positions,
+    products,
     shape,
 )
 
@@ -19,6 +20,7 @@ __all__ = [
     "normalization",
     "pooling",
     "positions",
+    "products",
     "rule",
     "shape",
 ]
