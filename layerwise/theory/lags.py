@@ -15,6 +15,7 @@ Pairs that lie outside of the map are zero.
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -148,10 +149,10 @@ def from_pairs(
     return np.moveaxis(got, -1, 1 + rank + axis)
 
 
-def shifted(values: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
+def shifted(values: Any, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
     """Returns ``(*lags, *positions)``: the value at ``p + l``, 0 outside of the map."""
     rank = len(lags)
-    out = values
+    values = out = np.asarray(values)  # NumPy makes scalars of those without axes
     for axis, held in enumerate(lags):
         size = values.shape[axis]
         where = axis + axis  # lag axes already in front, then the positions
@@ -171,7 +172,7 @@ def shifted(values: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
 
 def inside(lags: Sequence[tuple[int, ...]], sizes: Sequence[int]) -> np.ndarray:
     """Returns ``(*lags, *positions)``: whether both positions lie in the map."""
-    return shifted(np.ones(tuple(sizes)), lags) > 0
+    return np.asarray(shifted(np.ones(tuple(sizes)), lags) > 0)
 
 
 def row_sums(

@@ -148,7 +148,7 @@ def _centred(field: Field) -> tuple[np.ndarray, np.ndarray]:
     product = 0.0
     if np.any(field.mean):
         product = field.mean * lagging.shifted(field.mean, field.lags)
-    sd = np.sqrt(np.maximum(field.second - field.mean**2, 0.0))
+    sd = np.asarray(np.sqrt(np.maximum(field.second - field.mean**2, 0.0)))
     return field.table - product, sd
 
 
