@@ -9,8 +9,15 @@ from layerwise.measurement import Measurement, measure
 from layerwise.moments.gain import gain
 from layerwise.report import (
     Description,
+    Diagnosis,
+    Finding,
+    Monitor,
+    Snapshot,
     VarianceReport,
+    assert_healthy,
     describe,
+    diagnose,
+    monitor,
     plot_comparison,
     propagate_variance,
 )
@@ -26,11 +33,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Description",
+    "Diagnosis",
+    "Finding",
     "Law",
     "Measurement",
+    "Monitor",
     "Prediction",
+    "Snapshot",
     "VarianceReport",
+    "assert_healthy",
     "describe",
+    "diagnose",
     "errors",
     "express",
     "expressivity",
@@ -38,6 +51,7 @@ __all__ = [
     "initialize",
     "initializers",
     "measure",
+    "monitor",
     "plot_comparison",
     "predict",
     "propagate_variance",

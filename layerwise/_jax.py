@@ -36,6 +36,7 @@ __all__ = [
     "derivative_rule",
     "evaluate",
     "is_key_dtype",
+    "is_tracer",
     "primitive_name",
     "scan_counts",
     "source_line",
@@ -180,6 +181,11 @@ def source_line(eqn: JaxprEqn) -> str:
 def is_key_dtype(dtype: Any) -> bool:
     """Returns whether `dtype` is that of a typed PRNG key."""
     return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def is_tracer(x: Any) -> bool:
+    """Returns whether `x` stands for an array in a function that is being traced."""
+    return isinstance(x, jax.core.Tracer)
 
 
 def x64() -> contextlib.AbstractContextManager[Any]:

@@ -30,6 +30,14 @@ class UnsupportedModelError(LayerwiseError, NotImplementedError):
     """A model outside of what the requested method is valid for."""
 
 
+class OutOfMemoryError(LayerwiseError, MemoryError):
+    """What was asked for at once does not fit on the device."""
+
+
+class UnhealthyError(LayerwiseError, AssertionError):
+    """A network that is not healthy, where it was asserted to be."""
+
+
 def message(found: str, why: str, fix: str) -> str:
     """Joins the three parts of an error message, one per line."""
     return f"{found}\n{why}\n{fix}"

@@ -13,10 +13,11 @@ is in logarithms, so that no depth overflows.
     The cotangent that every operation hands to its operand has second moment 1, with
     unit cotangents at the outputs: the sweep runs from there.
 ``balanced``
-    The geometric mean of the two variances. With one scale per layer, both directions
-    are flat only in networks without strides and pooling. If the log second moments
-    drift by D when only the other direction is kept, then each drifts by D/2 here: the
-    least that the worse of the two can be.
+    With one scale per layer, both directions are flat only in networks without strides
+    and pooling. If forward is kept, the log second moment of the cotangents is some
+    profile D; here forward is given the profile D/2, and backward is left with the
+    other half: the least that the worse of the two can be. In a chain of ReLU layers
+    the variances are the geometric means of those of the two one-sided schemes.
 ``position_resolved_forward``, ``position_resolved_backward``
     The same with inputs taken for independent entries: only shapes matter. This is ASV
     (`layerwise.initializers.asv`) with the exact map over positions in place of the
@@ -38,6 +39,7 @@ References:
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 
 import jax
@@ -53,13 +55,17 @@ from layerwise.initializers.registry import (
 )
 from layerwise.initializers.weights import weights
 from layerwise.theory import law as theory
+from layerwise.theory.engine import Engine
 from layerwise.theory.first_use import scale_at_first_use, scale_cotangents
+from layerwise.tracing import TracedModel
 from layerwise.tracing.blocks import blocks, residual_blocks
 from layerwise.tracing.model import leaf_name
+from layerwise.tracing.unroll import unroll
 
 
-_MAX_SWEEPS = 6
-_SETTLED = 1e-3
+_MAX_SWEEPS = 4
+_SETTLED = 1e-2  # log of a standard deviation
+_ITERATION = re.compile(r"\[\d+\]")  # as paths of layers in loops have it
 
 Scales = dict[str, float]
 
@@ -92,12 +98,14 @@ class _Sweep:
 
     Attributes:
         problem: The model.
+        traced: Its program, loops written out.
         starts: Leaf name -> the variance that it starts from.
         law: The law of all leaves.
         looked_up: Leaves whose rows are read before anything multiplies by them.
     """
 
     problem: Problem
+    traced: TracedModel
     starts: Mapping[str, float]
     law: theory.Law
     looked_up: frozenset[str]
@@ -113,26 +121,74 @@ class _Sweep:
             seen.add(w.leaf)
         drawn = laws.make(_UNIT, problem, Assignment(base, left_alone=left), "normal")
         starts = {n: float(s) ** 2 for n, s in drawn.stddev.items()}
-        return cls(problem, starts, _moments(problem, drawn), frozenset(looked_up))
+        flat = unroll(problem.traced, problem.inputs).traced
+        law = _moments(problem, drawn)
+        return cls(problem, flat, starts, law, frozenset(looked_up))
 
-    def forward(self, independent: bool) -> Scales:
-        """Returns the scales that keep the signal."""
-        target = self._target(last=True)
-        p = self.problem
+    def forward(
+        self, independent: bool, profile: Mapping[str, float] | None = None
+    ) -> Scales:
+        """Returns the scales that keep the signal, or give it a profile.
+
+        Args:
+            independent: Take inputs for independent entries.
+            profile: Layer path -> what is added to the log of its target.
+        """
+        constant = self._target(last=True)
+
+        def target(path: str, log: float) -> float:
+            return constant(path, log) + (profile or {}).get(path, 0.0)
+
         found = scale_at_first_use(
-            p.traced, self.law, p.inputs, target, independent=independent
+            self.traced,
+            self.law,
+            self.problem.inputs,
+            target,
+            independent=independent,
         )
         return found | dict.fromkeys(self.looked_up & set(self.starts), 0.0)
 
     def backward(self, scales: Scales, independent: bool) -> Scales:
         """Returns what keeps the cotangents of the network that `scales` makes."""
         target = self._target(last=False)
-        p = self.problem
-        law = _scaled(self.law, scales)
         found = scale_cotangents(
-            p.traced, law, p.inputs, target, independent=independent
+            self.traced,
+            _scaled(self.law, scales),
+            self.problem.inputs,
+            target,
+            independent=independent,
         )
         return {n: found.get(n, 0.0) for n in scales}
+
+    def cotangents(self, scales: Scales) -> tuple[float, dict[str, float]]:
+        """Returns the log second moments of cotangents at the input and by layer.
+
+        That of a layer within a residual block is the cotangent of the block's sum;
+        that of a layer which makes an output, where the cotangent is given, is the one
+        of the layer before: its own scale moves all others alike.
+        """
+        traced = self.traced
+        first = traced.layers[0].operand if traced.layers else -1
+        at = {y.path: y.z for y in traced.layers}
+        for block in residual_blocks(blocks(traced))[::-1]:  # inner blocks come last
+            at |= {
+                y.path: block.exit for branch in block.branches for y in branch.layers
+            }
+        cuts = frozenset([first, *at.values()]) & set(traced.graph.avals)
+        engine = Engine(traced, _scaled(self.law, scales), self.problem.inputs, cuts)
+        engine.run()
+
+        def log(value: int) -> float:
+            state = engine.combined(value)
+            return math.nan if state is None else state.moments()[1]
+
+        start = log(first)
+        start = before = start if math.isfinite(start) else 0.0
+        found = {}
+        for path, value in at.items():
+            own = log(value) if value in cuts - set(traced.graph.outputs) else before
+            found[path] = before = own if math.isfinite(own) else before
+        return start, found
 
     def _target(self, last: bool) -> Callable[[str, float], float]:
         traced = self.problem.traced
@@ -146,9 +202,10 @@ class _Sweep:
         kept = {w.path for w in weights(traced) if w.leaf in self.looked_up}
 
         def target(path: str, log: float) -> float:
-            if path in kept:
+            name = _ITERATION.sub("", path)
+            if name in kept:
                 return log
-            return -math.log(count) if path in ends else 0.0
+            return -math.log(count) if name in ends else 0.0
 
         return target
 
@@ -209,9 +266,15 @@ def _backward(independent: bool) -> Callable[[_Sweep], Scales]:
 
 
 def _balanced(sweep: _Sweep) -> Scales:
+    profile: dict[str, float] = {}
     scales = sweep.forward(False)
-    step = sweep.backward(scales, False)
-    return {n: log + 0.5 * step[n] for n, log in scales.items()}
+    for _ in range(2):  # the second step is for slopes that depend on the scale
+        start, back = sweep.cotangents(scales)
+        # What goes back if forward is flat: B = D - f, with f the forward profile.
+        drift = {path: x + profile.get(path, 0.0) for path, x in back.items()}
+        profile = {path: 0.5 * (x - start) for path, x in drift.items()}
+        scales = sweep.forward(False, profile)
+    return scales
 
 
 def _register(

@@ -136,4 +136,4 @@ def initialize(
         kwargs=kwargs,
         **options,
     )
-    return jax.jit(law)(key)
+    return law.place(jax.jit(law)(key))

@@ -68,6 +68,26 @@ class Law:
         drawn = jax.tree.unflatten(tree, [leaves[name] for name in likes])
         return drawn if self._adjust is None else self._adjust(drawn)
 
+    def place(self, params: PyTree) -> PyTree:
+        """Returns parameters on the devices on which the model holds its own.
+
+        That is known where it holds them (NNX, a function's ``params``), and where a
+        leaf's box names its mesh.
+        """
+
+        def boxed(x: Any) -> bool:
+            return getattr(x, "mesh", None) is not None and hasattr(x, "get_sharding")
+
+        def put(x: Any, own: Any) -> Any:
+            if boxed(x):
+                return jax.device_put(x, x.get_sharding(x.mesh))
+            sharding = getattr(own, "sharding", None)
+            placed = isinstance(sharding, jax.sharding.NamedSharding)
+            return jax.device_put(x, sharding) if placed else x
+
+        own = self._abstract if self._model.params is None else self._model.params
+        return jax.tree.map(put, params, own, is_leaf=boxed)
+
     def _drawn(self, key: jax.Array, likes: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Draws the weights: independent entries in one call, kernels one by one."""
         if self.distribution in SAMPLERS:

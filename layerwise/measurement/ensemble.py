@@ -21,6 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from layerwise import _jax
+from layerwise.errors import OutOfMemoryError, message
+from layerwise.measurement.sharding import Layout
 from layerwise.measurement.tapped_model import TappedModel
 from layerwise.types import PyTree
 
@@ -80,6 +83,7 @@ def run(
     chunk: int | None = None,
     batch_size: int = 1,
     progress: Progress | None = None,
+    layout: Layout | None = None,
 ) -> Ensemble:
     """Measures the given network and `draws` others.
 
@@ -94,23 +98,27 @@ def run(
         chunk: Draws per compiled call; None for at most 16.
         batch_size: Draws measured at once under `jax.vmap`.
         progress: Called after each chunk.
+        layout: Where everything is, on more than one device.
 
     Returns:
         The statistics of all networks. On `KeyboardInterrupt`, of those measured so
         far, if there are any.
     """
     numbers = np.arange(0 if given is None else GIVEN, draws)
-    chunk = chunk_size(len(numbers), chunk)
+    chunk = chunk_size(len(numbers), chunk, layout)
     pieces = [numbers[i : i + chunk] for i in range(0, len(numbers), chunk)]
-    program = Program(tapped, inputs, draw, given, stacked, key, chunk, batch_size)
+    program = Program(
+        tapped, inputs, draw, given, stacked, key, chunk, batch_size, layout
+    )
     start = np.tile([0.0, 1.0], (2, len(tapped.values), 1))
     parts: list[dict[str, np.ndarray]] = []
     done = 0
-    with threads() as pool:
+    count = workers() if layout is None else 1  # two calls' exchanges would mix
+    with threads(count) as pool:
         running: collections.deque[tuple[Future, np.ndarray]] = collections.deque()
         # Two calls per worker are under way. The frames that a call ends with are those
         # that the first call not yet under way begins with: the same in every run.
-        ahead = 2 * workers()
+        ahead = 2 * count
         frames = [start] * ahead
         try:
             for i, piece in enumerate(pieces[:ahead]):
@@ -128,6 +136,10 @@ def run(
         except KeyboardInterrupt:
             if not parts:
                 raise
+        except jax.errors.JaxRuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise _out_of_memory(error, program.together, inputs) from error
         finally:
             for future, _ in running:
                 future.cancel()
@@ -149,21 +161,46 @@ def workers() -> int:
     return os.cpu_count() or 1
 
 
-def chunk_size(total: int, chunk: int | None) -> int:
+def chunk_size(total: int, chunk: int | None, layout: Layout | None = None) -> int:
     """Returns the draws per call that cut `total` into equal calls, at most `chunk`.
 
-    With `chunk` None, there is a call for every worker if `total` allows.
+    With `chunk` None, at most 16 for each group of devices, and there is a call for
+    every worker if `total` allows.
     """
-    calls = -(-total // (chunk or 16))
-    if chunk is None:
+    groups = 1 if layout is None else layout.groups
+    calls = -(-total // (chunk or 16 * groups))
+    if chunk is None and layout is None:
         calls = min(-(-calls // workers()) * workers(), total)
     return -(-total // calls)
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return "resource_exhausted" in text or "out of memory" in text
+
+
+def _out_of_memory(
+    error: Exception, together: int, inputs: Sequence[jax.Array]
+) -> OutOfMemoryError:
+    batch = max((x.shape[0] for x in inputs if x.ndim), default=1)
+    fewer = f"{max(batch // 2, 1)} examples instead of {batch}"
+    return OutOfMemoryError(
+        message(
+            f"{together} networks at once do not fit: {str(error).splitlines()[0]}",
+            "Memory is that of the networks computed at once, with the activations "
+            "that their backward pass reads; how many are drawn changes nothing.",
+            f"Pass batch_size={together // 2}."
+            if together > 1
+            else f"Pass {fewer}, or a mesh with an axis for the batch or for the "
+            "parameters; nn.remat in the model keeps fewer activations.",
+        )
+    )
+
+
 @contextlib.contextmanager
-def threads() -> Iterator[ThreadPoolExecutor]:
-    """Yields threads; what they have not begun is dropped at the end."""
-    pool = ThreadPoolExecutor(workers(), thread_name_prefix="layerwise")
+def threads(count: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Yields threads, one for each worker; what they have not begun is dropped."""
+    pool = ThreadPoolExecutor(count or workers(), thread_name_prefix="layerwise")
     try:
         yield pool
     finally:
@@ -187,12 +224,25 @@ class Program:
         key: jax.Array,
         chunk: int,
         batch_size: int,
+        layout: Layout | None = None,
     ) -> None:
         self._tapped = tapped
         self._draw = draw
+        self._layout = layout
+        self._given = given
+        self._groups = 1 if layout is None else layout.groups
+        self._key_impl = None
+        if layout is not None:
+            if _jax.is_key_dtype(key.dtype):
+                self._key_impl = jax.random.key_impl(key)
+                key = jax.random.key_data(key)
+            key = layout.put(np.asarray(key))
+            inputs = layout.put_inputs(inputs)
+            given, stacked = (layout.put_params(x) for x in (given, stacked))
         self._data = (tuple(inputs), given, stacked, key)
-        self._together = min(batch_size, chunk)
-        self._length = -(-chunk // self._together) * self._together
+        own = -(-chunk // self._groups)
+        self.together = min(batch_size, own)
+        self._length = -(-own // self.together) * self.together
         self._compiled: dict[bool, Any] = {}
 
     def submit(
@@ -200,22 +250,45 @@ class Program:
     ) -> Future:
         """Starts a call; its result is the raw moments as float64 arrays."""
         call, args = self.compile(numbers, frames)
-        return pool.submit(_fetch, call, args, len(numbers))
+        return pool.submit(_fetch, call, args, self._deal(len(numbers))[1])
+
+    def _deal(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Deals `count` draws to the groups of devices, the same number to each.
+
+        Returns:
+            For every row of the call, the number of the draw that it measures; and the
+            row of every draw. Rows to spare repeat a draw.
+        """
+        groups = np.arange(self._groups)[:, None]
+        each = -(-count // self._groups)
+        draws = groups * each + np.arange(self._length) % each
+        rows = groups * self._length + np.arange(each)
+        return draws.ravel() % count, rows.ravel()[:count]
 
     def compile(self, numbers: np.ndarray, frames: np.ndarray) -> tuple[Any, tuple]:
         """Returns the compiled call, which is kept, and its arguments."""
         plain = not frames[..., 0].any() and bool((frames[..., 1] == 1).all())
         framed = None if plain else jnp.asarray(frames, jnp.float32)
-        padded = np.resize(numbers, self._length).astype(np.int32)
-        args = (padded, np.int32(len(numbers)), framed, *self._data)
+        padded = numbers[self._deal(len(numbers))[0]].astype(np.int32)
+        each: Any = np.int32(-(-len(numbers) // self._groups))
+        layout, out = self._layout, None
+        many: Callable[..., Any] = self._many
+        if layout is not None:
+            padded, each = layout.put(padded, layout.draws), layout.put(each)
+            framed = None if framed is None else layout.put(np.asarray(framed))
+            many = layout.spread(many, 2 + len(self._data))
+            out = layout.sharding()  # the whole of it, for every process
+        args = (padded, each, framed, *self._data)
         if plain not in self._compiled:
-            self._compiled[plain] = jax.jit(self._many).lower(*args).compile()
+            self._compiled[plain] = (
+                jax.jit(many, out_shardings=out).lower(*args).compile()
+            )
         return self._compiled[plain], args
 
     def _many(
         self, numbers: jax.Array, count: jax.Array, frames: Any, *data: Any
     ) -> dict[str, jax.Array]:
-        together = self._together
+        together = self.together
 
         def some(i: jax.Array) -> dict[str, jax.Array]:
             own = jax.lax.dynamic_slice_in_dim(numbers, i * together, together)
@@ -245,6 +318,8 @@ class Program:
         stacked: PyTree,
         key: jax.Array,
     ) -> dict[str, jax.Array]:
+        if self._key_impl is not None:
+            key = jax.random.wrap_key_data(key, impl=self._key_impl)
         own = jax.random.fold_in(key, number + 1)
         for_params, for_cotangents = jax.random.split(own)
 
@@ -252,7 +327,10 @@ class Program:
             if stacked is not None:
                 return jax.tree.map(lambda x: x[jnp.maximum(number, 0)], stacked)
             assert self._draw is not None
-            return self._draw(for_params)
+            drawn = self._draw(for_params)
+            return (
+                drawn if self._layout is None else self._layout.like(drawn, self._given)
+            )
 
         if given is None:
             params = drawn()
@@ -267,9 +345,11 @@ def _lead(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x[None], tree)
 
 
-def _fetch(call: Callable[..., Any], args: tuple, count: int) -> dict[str, np.ndarray]:
+def _fetch(
+    call: Callable[..., Any], args: tuple, rows: np.ndarray
+) -> dict[str, np.ndarray]:
     out = jax.device_get(call(*args))
-    return {k: np.asarray(v[:count], np.float64) for k, v in out.items()}
+    return {k: np.asarray(v[rows], np.float64) for k, v in out.items()}
 
 
 def _in_frame(

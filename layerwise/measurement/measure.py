@@ -11,6 +11,7 @@ from layerwise.measurement import ensemble, redraw as laws
 from layerwise.measurement.coverage import Select, blind_values, selected, untapped
 from layerwise.measurement.fast_cpu import faster_draw, override_for
 from layerwise.measurement.result import Measurement, from_ensemble
+from layerwise.measurement.sharding import layout
 from layerwise.measurement.statistics import WEIGHT_GRADIENT, outputs, select as named
 from layerwise.measurement.tapped_model import TappedModel
 from layerwise.tracing import TracedModel, trace
@@ -36,6 +37,7 @@ def measure(
     statistics: Sequence[str] = (),
     select: Select | None = None,
     rewrite: bool = True,
+    mesh: jax.sharding.Mesh | None = None,
     progress: ensemble.Progress | None = None,
 ) -> Measurement:
     """Measures the moments of every layer, forward and backward, over random networks.
@@ -73,6 +75,9 @@ def measure(
             a predicate on them; None for all. The input and the last value stay.
         rewrite: On CPU, evaluate input gradients of convolutions and of max pooling by
             faster equivalents, equal to rounding.
+        mesh: Devices to measure on, also those of other processes: its first axis takes
+            the draws, a second one the batch. Parameters sharded over the mesh stay so.
+            Numbers are those of one device up to rounding. None for one device.
         progress: Called with (draws done, draws in all).
 
     Returns:
@@ -86,6 +91,7 @@ def measure(
         ParametersError: If `params` do not belong to the model or are not finite.
         UnsupportedModelError: If the model has no weights, has a layer of fan-in 0, or
             computes with complex numbers.
+        OutOfMemoryError: If the networks computed at once do not fit on the device.
 
     Example:
         >>> model = lw.zoo.f34(width=4, image_size=32)
@@ -117,10 +123,10 @@ def measure(
     traced = trace(function, one, arrays)
     sites = all_values(traced)
     sites = sites if select is None else selected(sites, select)
-    places = tuple((s.value, s.iteration) for s in sites)
+    places = layout(mesh, arrays, given)
     tapped = TappedModel(
         traced,
-        places,
+        tuple((s.value, s.iteration) for s in sites),
         override_for(traced, rewrite),
         loss,
         asked,
@@ -140,6 +146,7 @@ def measure(
         chunk=chunk,
         batch_size=together,
         progress=progress,
+        layout=places,
     )
     return from_ensemble(
         raw,
@@ -148,7 +155,9 @@ def measure(
         layer_paths=tuple(run.path for run in layer_runs(traced)),
         law=label,
         requested=draws,
-        chunk=ensemble.chunk_size(draws + (given is not None and not stacked), chunk),
+        chunk=ensemble.chunk_size(
+            draws + (given is not None and not stacked), chunk, places
+        ),
         batch_size=together,
         traced=traced,
         untapped=untapped(traced),

@@ -118,8 +118,19 @@ def _from_init(model: ModelFunction, inputs: Sequence[Any]) -> Redraw:
     return Redraw(lambda key: init(key, *inputs), "drawn by the model's own init")
 
 
-def _is_constant(leaf: np.ndarray) -> bool:
-    return leaf.size < 2 or bool(np.all(leaf == leaf.flat[0]))
+def _is_constant(leaf: Any) -> bool:
+    if leaf.size < 2:
+        return True
+    if getattr(leaf, "is_fully_addressable", True):
+        leaf = np.asarray(leaf)
+        return bool(np.all(leaf == leaf.flat[0]))
+    return bool(jnp.min(leaf) == jnp.max(leaf))  # parts are on other hosts
+
+
+def _second_moment(leaf: Any) -> float:
+    if getattr(leaf, "is_fully_addressable", True):
+        return float(np.mean(np.asarray(leaf, np.float64) ** 2))
+    return float(jnp.mean(jnp.square(leaf)))
 
 
 def resampler(params: PyTree) -> Callable[[jax.Array], PyTree]:
@@ -131,10 +142,9 @@ def resampler(params: PyTree) -> Callable[[jax.Array], PyTree]:
     flat, tree = jax.tree_util.tree_flatten_with_path(params)
     given = {leaf_name(path): leaf for path, leaf in flat}
     scales = {
-        name: float(np.sqrt(np.mean(np.asarray(leaf, np.float64) ** 2)))
+        name: float(np.sqrt(_second_moment(leaf)))
         for name, leaf in given.items()
-        if jnp.issubdtype(leaf.dtype, jnp.floating)
-        and not _is_constant(np.asarray(leaf))
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not _is_constant(leaf)
     }
 
     def draw(key: jax.Array) -> PyTree:
@@ -157,7 +167,7 @@ def unlike_init(drawn: PyTree, params: PyTree) -> str | None:
     ):
         if not jnp.issubdtype(a.dtype, jnp.floating):
             continue
-        x, y = (float(np.mean(np.asarray(v, np.float64) ** 2)) for v in (a, b))
+        x, y = _second_moment(a), _second_moment(b)
         if abs(x - y) > 6.0 * np.sqrt(4.0 / max(a.size, 1)) * max(x, y):
             return leaf_name(path)
     return None

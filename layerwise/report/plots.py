@@ -50,12 +50,18 @@ def draw(
     if axes is None:
         _, axes = new_figure()
     for ax, direction in zip(axes, _LABELS, strict=True):
-        with mpl.rc_context(_STYLE):
-            for i, report in enumerate(reports.values()):
-                _curve(ax, report, direction, PALETTE[i % len(PALETTE)])
-            _decorate(ax, direction)
+        draw_one(reports, ax, direction)
     _legend(axes, reports)
     return axes
+
+
+def draw_one(reports: Mapping[str, VarianceReport], ax: Axes, direction: str) -> Axes:
+    """Draws one direction of reports over each other, without a legend."""
+    with mpl.rc_context(_STYLE):
+        for i, report in enumerate(reports.values()):
+            _curve(ax, report, direction, PALETTE[i % len(PALETTE)])
+        _decorate(ax, direction)
+    return ax
 
 
 def _curve(ax: Axes, report: VarianceReport, direction: str, color: str) -> None:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
+import pathlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -14,6 +16,9 @@ from layerwise.measurement.result import Measurement, Summary, summarize
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
+
+    from layerwise.measurement.coverage import Select
+    from layerwise.report.finding import Diagnosis
 
 DIRECTIONS = ("forward", "backward")
 SYMBOL = {"forward": "q", "backward": "r"}
@@ -52,11 +57,14 @@ class VarianceReport:
         rows = np.flatnonzero(m.draws == GIVEN)
         return m.curve(direction)[rows[0]] if rows.size else None
 
-    def table(self) -> "pandas.DataFrame":
+    def table(self, select: "Select | None" = None) -> "pandas.DataFrame":
         """Returns one row per layer: measured, predicted and their ratio.
 
         For q and for r: the mean over draws, its standard error, the median, the
         prediction, and mean / prediction.
+
+        Args:
+            select: A glob on paths (``"block_*/Conv_0"``), several, or a predicate.
         """
         import pandas as pd
 
@@ -71,20 +79,23 @@ class VarianceReport:
             if self.predicted:
                 columns[f"{name}_predicted"] = self.predicted[direction]
                 columns[f"{name}_ratio"] = s.mean / self.predicted[direction]
-        return pd.DataFrame(columns)
+        return _selected(pd.DataFrame(columns), select)
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self, select: "Select | None" = None) -> "pandas.DataFrame":
         """Returns the tidy long table, predictions included.
 
         Columns: layer, path, kind (the site: input, u, v, z, merge), direction, draw,
         statistic, value. Draw -1 is the network that was passed in; rows of statistic
         ``predicted_second_moment`` have draw -2, as they belong to no draw.
+
+        Args:
+            select: A glob on paths (``"block_*/Conv_0"``), several, or a predicate.
         """
         import pandas as pd
 
         frame = self.measurement.to_frame()
         if not self.predicted:
-            return frame
+            return _selected(frame, select)
         paths = ("input", *self.measurement.layer_paths)
         parts = [frame]
         for direction in DIRECTIONS:
@@ -102,17 +113,45 @@ class VarianceReport:
                     }
                 )
             )
-        return pd.concat(parts, ignore_index=True)
+        return _selected(pd.concat(parts, ignore_index=True), select)
 
     def to_json(self) -> str:
-        """Returns the tidy table with the facts of the run, as JSON."""
+        """Returns the tidy table with the verdict and the facts of the run, as JSON.
+
+        Numbers that are not finite are null.
+        """
+        found = self.diagnose()
         return json.dumps(
             {
                 "title": self.title,
+                "verdict": found.verdict,
+                "findings": [f.as_record() for f in found],
                 "notes": self.notes(),
                 "rows": json.loads(self.to_frame().to_json(orient="records")),
             }
         )
+
+    def to_markdown(self, select: "Select | None" = None) -> str:
+        """Returns verdict and table as Markdown; `select` as for `table`."""
+        from layerwise.report.table import to_markdown
+
+        return to_markdown(self, select)
+
+    def to_html(
+        self, path: "str | os.PathLike[str]", *, select: "Select | None" = None
+    ) -> None:
+        """Writes one HTML file that needs no network: verdict, curves, layers.
+
+        Curves say at each layer what it is and what changed the signal; the table of
+        layers can be sorted and filtered.
+
+        Args:
+            path: Where.
+            select: As for `table`.
+        """
+        from layerwise.report.page import page
+
+        pathlib.Path(path).write_text(page(self, select=select), encoding="utf-8")
 
     def notes(self) -> list[str]:
         """Returns what a reader must know to read the numbers."""
@@ -136,15 +175,47 @@ class VarianceReport:
         )
         return notes
 
-    def plot(self, axes: "tuple[Axes, Axes] | None" = None) -> "tuple[Axes, Axes]":
-        """Draws the curves: forward left, backward right.
+    def diagnose(self, *, tolerance: float = 100.0) -> "Diagnosis":
+        """Returns what is wrong, worst first: see `layerwise.diagnose`."""
+        from layerwise.report.diagnosis import diagnose
+
+        return diagnose(self, tolerance=tolerance)
+
+    def assert_healthy(self, *, tolerance: float = 100.0) -> "Diagnosis":
+        """Raises unless the network is healthy: see `layerwise.assert_healthy`."""
+        from layerwise.report.diagnosis import assert_healthy
+
+        return assert_healthy(self, tolerance=tolerance)
+
+    @overload
+    def plot(self, axes: "tuple[Axes, Axes] | None" = None) -> "tuple[Axes, Axes]": ...
+
+    @overload
+    def plot(
+        self, axes: None = None, *, ax: "Axes", direction: str = ...
+    ) -> "Axes": ...
+
+    def plot(
+        self,
+        axes: "tuple[Axes, Axes] | None" = None,
+        *,
+        ax: "Axes | None" = None,
+        direction: str = "forward",
+    ) -> "tuple[Axes, Axes] | Axes":
+        """Draws the curves: forward left, backward right; or one of them.
 
         Args:
             axes: Two axes to draw on; new ones if None.
+            ax: One axes to draw one direction on, without a legend.
+            direction: Which one, with `ax`: "forward" or "backward".
 
         Returns:
-            The two axes.
+            The two axes, or `ax`.
         """
+        if ax is not None:
+            from layerwise.report.plots import draw_one
+
+            return draw_one({self.title: self}, ax, direction)
         return plot_comparison({self.title: self}, axes)
 
     def __str__(self) -> str:
@@ -155,15 +226,25 @@ class VarianceReport:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from layerwise.report.table import to_html
+        from layerwise.report.notebook import to_html
 
         return to_html(self)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        from layerwise.report.table import rich_tables
+        from layerwise.report.table import rich_tables, rich_verdict
 
         yield from rich_tables(self, options.max_width)
         yield from self.notes()
+        yield from rich_verdict(self.diagnose())
+
+
+def _selected(frame: "pandas.DataFrame", select: "Select | None") -> Any:
+    from layerwise.report.rows import chosen
+
+    if select is None:
+        return frame
+    kept = {p: chosen(p, select) for p in frame["path"].unique()}
+    return frame[frame["path"].map(kept)].reset_index(drop=True)
 
 
 def plot_comparison(

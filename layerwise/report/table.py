@@ -1,13 +1,16 @@
-"""The report's table: for a terminal, for a notebook."""
+"""The report's table: for a terminal, in Markdown."""
 
-import html
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from layerwise.measurement.coverage import Select
+from layerwise.report.diagnosis import diagnose
+from layerwise.report.finding import Diagnosis
 from layerwise.report.report import DIRECTIONS, SYMBOL, VarianceReport
+from layerwise.report.rows import chosen
 
 
 def number(value: float) -> str:
@@ -73,6 +76,29 @@ def _rich_table(report: VarianceReport, directions: Sequence[str]) -> Any:
     return table
 
 
+_COLOUR = {
+    "healthy": "green",
+    "sick": "bold red",
+    "undecided": "yellow",
+    "warning": "yellow",
+    "note": "dim",
+}
+
+
+def rich_verdict(found: Diagnosis, limit: int = 6) -> Iterator[Any]:
+    """Yields the verdict and the worst findings, for a terminal."""
+    from rich.text import Text
+
+    yield Text.assemble(
+        (found.verdict.upper(), _COLOUR[found.verdict]), f" ({found.basis})"
+    )
+    for finding in found.findings[:limit]:
+        head, _, rest = str(finding).partition("] ")
+        yield Text.assemble((f"{head}] ", _COLOUR[finding.severity]), rest)
+    if len(found) > limit:
+        yield Text(f"... and {len(found) - limit} more: report.diagnose()")
+
+
 def to_text(report: VarianceReport, width: int = 140) -> str:
     """Returns the table as plain text."""
     from rich.console import Console
@@ -82,20 +108,21 @@ def to_text(report: VarianceReport, width: int = 140) -> str:
     return stream.getvalue()
 
 
-def to_html(report: VarianceReport) -> str:
-    """Returns the table and the figure for a notebook; needs nothing from a network."""
-    from layerwise.report.plots import png_of
-
-    header, rows = cells(report)
-    head = "".join(f"<th>{html.escape(h)}</th>" for h in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>"
-        for row in rows
-    )
-    notes = "".join(f"<li>{html.escape(n)}</li>" for n in report.notes())
-    return (
-        f"<b>{html.escape(report.title)}</b><ul>{notes}</ul>"
-        f'<img src="data:image/png;base64,{png_of(report)}" style="max-width:100%">'
-        '<div style="max-height:24em;overflow:auto">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+def to_markdown(report: VarianceReport, select: Select | None = None) -> str:
+    """Returns the table as Markdown, with title, verdict and notes above it."""
+    found = diagnose(report)
+    header, body = cells(report)
+    lines = [f"**{report.title}: {found.verdict}** ({found.basis})", ""]
+    lines += [
+        f"- **{f.severity}: {f.kind.replace('_', ' ')} {f.direction}".rstrip()
+        + f"**{f' at `{f.path}`' if f.path else ''}: {f.reason}"
+        + (f" Fix: `{f.fix}`" if f.fix else "")
+        for f in found
+    ]
+    lines += ["", "; ".join(report.notes()), ""]
+    lines.append("| " + " | ".join(header) + " |")
+    lines.append("|" + "|".join(":--" if h == "path" else "--:" for h in header) + "|")
+    for row in body:
+        if chosen(row[1], select):
+            lines.append("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |")
+    return "\n".join(lines) + "\n"

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from layerwise import _jax
-from layerwise.theory import data, lags as lagging, registry, rules
+from layerwise.moments.activations import cached_float64
+from layerwise.theory import data, lags as lagging, marginal, registry, rules
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.law import Law
 from layerwise.theory.plan import Planner
@@ -44,6 +45,7 @@ _PAIRS_BACK = frozenset(
 )
 _PAIRS = _PAIRS_BACK | {"reduce_sum"}
 DENSE_BUDGET = 1e8
+PAIRS_BACK_BUDGET = 1e7
 """Table entries in all, above which fewer lags are held."""
 
 
@@ -91,6 +93,7 @@ class Engine:
         self.fixed: frozenset[int] = frozenset()
         self.cuts = cuts
         self.measured_below = False
+        self.entries = 0.0
         arrays = deterministic(traced, self.inputs)
         first = next((x for x in self.inputs if np.ndim(x)), None)
         base = RuleContext(
@@ -118,12 +121,19 @@ class Engine:
         self.ctx = dataclasses.replace(
             base, classes=self._classes(), level=self._level(base)
         )
-        readers = [n.output for n in self.nodes if n.name in _PAIRS_BACK]
+        readers = [n.output for n in self.nodes if self._reads_pairs(n)]
         self.first_reader = min(readers, default=10**12)
         self.sharing = Sharing(self.ctx, self.nodes)
         self.repeats = Repeats(self.ctx, self.nodes)
         self.joint = any(n.name == "normalization" for n in self.nodes)
         self.sampler = Sampler(self.ctx, self.inputs, draws, log_scale=log_scale)
+
+    def _reads_pairs(self, node: Node) -> bool:
+        """Whether the cotangents behind a node are needed in pairs of positions."""
+        small = self.entries < PAIRS_BACK_BUDGET and self.ctx.level == lagging.DENSE
+        if small and node.name == "conv_general_dilated":
+            return True  # weights and masks depend on each other: order 1/width
+        return node.name in _PAIRS_BACK or is_curved(node)
 
     def _classes(self) -> int:
         """2 where something mixes examples, else 1."""
@@ -134,7 +144,8 @@ class Engine:
 
     def _level(self, ctx: RuleContext) -> int:
         needed = any(
-            n.name in _PAIRS or registry.find(n.name) is None for n in self.nodes
+            n.name in _PAIRS or registry.find(n.name) is None or is_curved(n)
+            for n in self.nodes
         )
         if not needed:
             return lagging.NONE
@@ -143,6 +154,7 @@ class Engine:
             sizes = ctx.shape(node.output)[1:-1]
             held = [len(lagging.lag_values(n)) for n in sizes]
             total += math.prod(sizes) * math.prod(held) * classes
+        self.entries = float(total)
         return lagging.DENSE if total < DENSE_BUDGET else lagging.SPARSE
 
     def state_of(self, value: int) -> State:
@@ -197,6 +209,10 @@ class Engine:
             self.known[node.output] = dataclasses.replace(got, roots=roots)
         except NoSoundRule as error:
             self._sample(node, str(error))
+            weighs = self.traced.flow.kind.get(node.output) == "weight"
+            if weighs and self.on_weights is not None and len(node.inputs) == 1:
+                state = self.on_weights(node, self.known[node.output])
+                self.known[node.output] = state
 
     def _sample(self, node: Node, reason: str) -> None:
         label = self._label(node)
@@ -234,6 +250,8 @@ class Engine:
                 sources=frozenset(),
                 terms=(),
                 roots=frozenset([atom]),
+                tolerance=0.0,
+                pair_tolerance=0.0,
             )
             self.cotangents.setdefault(atom, []).append(start)
         if self.on_cotangent is None:
@@ -306,6 +324,9 @@ class Engine:
             mean_grade=worst(a.mean_grade, b.mean_grade),
             sources=a.sources | b.sources,
             roots=a.roots | b.roots,
+            tolerance=max(a.tolerance, b.tolerance),
+            pair_tolerance=max(a.pair_tolerance, b.pair_tolerance),
+            coherent=a.coherent or b.coherent,
         )
         return fit_parts(total, own) if own is not None else total
 
@@ -413,6 +434,13 @@ class Engine:
             self.cotangents[v] = [self.drawn_back[v]]
             self.total.pop(v, None)
         self.fixed = self.fixed | frozenset(wanted)
+
+
+def is_curved(node: Node) -> bool:
+    """Whether a node is a scalar function that is not homogeneous, as ReLU is."""
+    if node.name != "pointwise":
+        return False
+    return marginal.two_slopes(cached_float64(node.data)[0]) is None
 
 
 def deterministic(traced: TracedModel, inputs: Sequence[Any]) -> dict[int, np.ndarray]:

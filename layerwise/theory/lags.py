@@ -15,7 +15,6 @@ Pairs that lie outside of the map are zero.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -149,10 +148,12 @@ def from_pairs(
     return np.moveaxis(got, -1, 1 + rank + axis)
 
 
-def shifted(values: Any, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
+def shifted(
+    values: np.ndarray | np.floating, lags: Sequence[tuple[int, ...]]
+) -> np.ndarray:
     """Returns ``(*lags, *positions)``: the value at ``p + l``, 0 outside of the map."""
     rank = len(lags)
-    values = out = np.asarray(values)  # NumPy makes scalars of those without axes
+    out = np.asarray(values)  # NumPy makes scalars of arrays without axes
     for axis, held in enumerate(lags):
         size = values.shape[axis]
         where = axis + axis  # lag axes already in front, then the positions
@@ -172,7 +173,7 @@ def shifted(values: Any, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
 
 def inside(lags: Sequence[tuple[int, ...]], sizes: Sequence[int]) -> np.ndarray:
     """Returns ``(*lags, *positions)``: whether both positions lie in the map."""
-    return np.asarray(shifted(np.ones(tuple(sizes)), lags) > 0)
+    return shifted(np.ones(tuple(sizes)), lags) > 0
 
 
 def row_sums(

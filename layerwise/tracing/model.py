@@ -255,6 +255,8 @@ def call_error(
                 "keyword: kwargs={'train': False}.",
             )
         )
+    if isinstance(error, jax.errors.UnexpectedTracerError):
+        return leak_error(model, str(error).splitlines()[0])
     shapes = ", ".join(f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in inputs)
     first = str(error).strip().splitlines() or [type(error).__name__]
     where = f" in {failed[0]}" if failed and failed[0] else ""
@@ -267,6 +269,19 @@ def call_error(
             f"{type(error).__name__}{where}: {first[0]}",
             "Nothing was measured: the model's own code raised this while traced.",
             fix + ", and the call's keyword arguments as kwargs={...}.",
+        )
+    )
+
+
+def leak_error(model: ModelFunction, what: str) -> UnsupportedModelError:
+    """Says that the model stored a tracer and used it in a later trace."""
+    return UnsupportedModelError(
+        message(
+            f"{model.name} keeps a tracer from one call to the next: {what}",
+            "What it stores on itself, or in a global, while it is traced means "
+            "nothing in the next trace.",
+            "Return it, or keep it in a Flax variable (self.variable, nnx.Variable); "
+            "jax.checking_leaks() shows where it is stored.",
         )
     )
 

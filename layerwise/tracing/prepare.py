@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from layerwise import _jax
+from layerwise.errors import InvalidArgumentError, message
 from layerwise.tracing.model import (
     ModelFunction,
     as_function,
@@ -64,9 +66,23 @@ def prepare(
             moments.
         ParametersError: If there are none, and the model makes none.
     """
+    _refuse_tracers((params, inputs, key))
     function = as_function(model, kwargs=kwargs, rngs=rngs)
     if inputs is None:
         inputs = default_inputs(function, jax.random.key(0) if key is None else key)
     arrays = check_inputs(function, inputs)
     given = complete(function, params)
     return Prepared(function, arrays, given, own_params(function, given, arrays))
+
+
+def _refuse_tracers(given: PyTree) -> None:
+    if any(_jax.is_tracer(x) for x in jax.tree.leaves(given)):
+        raise InvalidArgumentError(
+            message(
+                "Parameters or inputs are tracers: this is called from a function "
+                "under jax.jit, jax.grad or jax.vmap.",
+                "Their values are checked, and results are NumPy arrays; a tracer has "
+                "no values.",
+                "Call it from outside; many networks are one call: draws=64.",
+            )
+        )

@@ -267,6 +267,21 @@ def test_overflow_is_counted_and_named_not_averaged(key):
     assert np.isfinite(s.mean).all()
 
 
+def test_overflow_backward_alone_is_named_too(key):
+    apply = lambda params, x: x @ params["a"] @ params["b"]
+    scale = lambda key: jnp.where(jax.random.bernoulli(key), 1e3, 1e-3)
+    redraw = lambda key: {n: scale(key) * jnp.eye(4) for n in "ab"}
+    got = lw.measure(
+        apply, redraw(key), jnp.full((2, 4), 1e-9), draws=8, redraw=redraw,
+        loss=lambda y: 3e35 * jnp.sum(y), rewrite=False,
+    )  # fmt: skip
+    large = {int(d) for d, w in zip(got.draws, got.weight_variance[:, 0]) if w > 1}
+    assert 0 < len(large) < len(got.draws)
+    assert got.nonfinite("forward") == {}
+    assert set(got.nonfinite("backward")) == set(got.nonfinite()) == large
+    assert set(got.nonfinite().values()) == {"backward at input (input)"}
+
+
 def test_interruption_returns_what_is_done(images):
     def stop(done, total):
         if done == 4:

@@ -66,6 +66,7 @@ def check(case, dtype, key):
     elif function.params is not None:
         params = function.params
     else:
+        assert function.init is not None
         params = function.init(key, *inputs)
     leaves, tree = jax.tree.flatten(params)
     noise = [
@@ -80,11 +81,12 @@ def check(case, dtype, key):
 
     def loss(out):
         floats = [y for y in jax.tree.leaves(out) if hasattr(y, "shape")]
-        return sum(
+        parts = [
             jnp.sum(y * jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
             for y in floats
             if jnp.issubdtype(y.dtype, jnp.floating)
-        )
+        ]
+        return jnp.sum(jnp.stack(parts))
 
     apply = case.plain or function.apply
     values, cotangents = explicit(apply, params, inputs, loss)

@@ -76,7 +76,7 @@ def test_text_html_and_figure(report):
     for word in ("Conv_1", "q mean", "r predicted", "48 networks, drawn under"):
         assert word in text
     page = report._repr_html_()
-    assert "<td>Dense_0</td>" in page
+    assert ">Dense_0</td>" in page
     assert "data:image/png;base64," in page
     assert "http" not in page.replace("http://www.w3.org", "")
     forward, backward = report.plot()

@@ -1,0 +1,73 @@
+"""Runs the ledger of claims, prints it, and writes it as a page.
+
+Usage:
+    python -m experiments.claims                    # all that take seconds
+    python -m experiments.claims --slow             # all: networks are trained
+    python -m experiments.claims --only=H5,T7
+    python -m experiments.claims --slow --markdown=docs/claims.md
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments.claims import ledger
+from layerwise.errors import InvalidArgumentError, did_you_mean, message
+
+
+_SLOW = flags.DEFINE_bool("slow", False, "Also those that train or measure at length.")
+_ONLY = flags.DEFINE_list("only", [], "Ids of claims, such as H5,T7.")
+_MARKDOWN = flags.DEFINE_string("markdown", None, "Where to write the ledger's page.")
+
+
+def select(only: list[str], slow: bool) -> list[ledger.Claim]:
+    """Returns the claims to run.
+
+    Raises:
+        InvalidArgumentError: If an id is unknown.
+    """
+    known = {c.id: c for c in ledger.claims()}
+    for id_ in only:
+        if id_ not in known:
+            raise InvalidArgumentError(
+                message(
+                    f"No claim {id_!r}.{did_you_mean(id_, list(known))}",
+                    f"There are {len(known)}: {', '.join(known)}.",
+                    "Pass ids with commas between, as in --only=H5,T7.",
+                )
+            )
+    if only:
+        return [known[id_] for id_ in only]
+    return [c for c in known.values() if slow or not c.slow]
+
+
+def main(argv: list[str]) -> None:
+    """Runs what the flags say."""
+    del argv
+    console = Console()
+    try:
+        chosen = select(_ONLY.value, _SLOW.value)
+    except InvalidArgumentError as error:
+        console.print(str(error), style="red", highlight=False)
+        sys.exit(2)
+
+    def report(row: ledger.Row) -> None:
+        console.print(f"{row.claim.id:>4}  {row.outcome.verdict:<14} {row.claim.text}")
+
+    rows = ledger.run(chosen, report)
+    table = Table("id", "verdict", "printed", "exact", "measured", "s")
+    for row in rows:
+        o = row.outcome
+        seconds = f"{row.seconds:.0f}"
+        table.add_row(row.claim.id, o.verdict, o.printed, o.exact, o.measured, seconds)
+    console.print(table)
+    if _MARKDOWN.value:
+        Path(_MARKDOWN.value).write_text(ledger.markdown(rows))
+        console.print(f"Wrote {_MARKDOWN.value}.")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,247 @@
+"""Does the signal vanish or explode along the trunk, forward or back, and why?"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from layerwise.report.evidence import Estimate, Evidence, Series
+from layerwise.report.factors import changes
+from layerwise.report.finding import Finding
+from layerwise.report.remedies import depth_fix, on_sums, scale_fix
+
+
+def drift(evidence: Evidence, tolerance: float) -> Iterator[Finding]:
+    """Yields vanishing and exploding signals, and spreads that hide them."""
+    found: list[Finding] = []
+    for direction in ("forward", "backward"):
+        series = evidence.hidden(direction)
+        if series.samples.shape[1] < 2:
+            continue
+        if not series.mean.all():
+            found += _blocked(evidence, series, direction)
+        else:
+            found += _moved(evidence, series, direction, tolerance)
+    if {f.direction for f in found if f.severity == "sick"} == {"forward", "backward"}:
+        both = depth_fix(evidence, "both")
+        found = [dataclasses.replace(f, fix=both) for f in found]
+    yield from found
+    yield from _output(evidence, tolerance)
+
+
+def _moved(
+    evidence: Evidence, series: Series, direction: str, tolerance: float
+) -> Iterator[Finding]:
+    steps = series.samples.shape[1] - 1
+    limit = math.log(tolerance)
+    if on_sums(evidence):
+        # What a sum adds at every block grows as a power of depth, and training bears
+        # it (pre-norm stacks of a hundred layers); what multiplies, it does not.
+        limit = max(limit, 2 * math.log(steps + 1))
+    mean = series.log - series.log[0]
+    typical = series.typical - series.typical[0]
+    sure = np.abs(mean) - series.log_error > limit
+    sure_typical = np.abs(typical) - series.typical_error > limit
+    unsure = np.abs(mean) + series.log_error > limit
+    if sure.any() or sure_typical.any():
+        both = sure if sure.any() else sure_typical
+        yield _finding(evidence, series, direction, both, bool(sure.any()), limit)
+    elif unsure.any():
+        place = int(np.argmax(np.abs(mean) + series.log_error))
+        column = int(series.columns[place])
+        yield Finding(
+            "evidence",
+            "undecided",
+            direction,
+            evidence.sites[column].layer,
+            evidence.place(column),
+            {"factor": _factor(series, place), "networks": Estimate(evidence.count)},
+            f"the change up to here is within x{math.exp(limit):.3g} or not, and "
+            f"{evidence.count} networks cannot tell which.",
+            f"lw.propagate_variance(..., draws={4 * max(evidence.count, 4)})",
+        )
+
+
+def _finding(
+    evidence: Evidence,
+    series: Series,
+    direction: str,
+    out: np.ndarray,
+    by_mean: bool,
+    limit: float,
+) -> Finding:
+    logs = series.log if by_mean else series.typical
+    moved = logs - logs[0]
+    worst = int(np.argmax(np.where(out, np.abs(moved), 0)))
+    first = int(np.flatnonzero(out)[0])
+    kind = "vanishing" if moved[worst] < 0 else "exploding"
+    severity = "sick"
+    if direction == "forward" and _restored(evidence, series, limit):
+        severity = "warning"
+    column = int(series.columns[first])
+    inside = [evidence.sites[c].value in evidence.repeated for c in series.columns]
+    if kind == "vanishing" and direction == "backward" and np.mean(inside) > 0.5:
+        return _memory(evidence, series, column)
+    steps = np.diff(logs)
+    jump = int(np.argmax(np.abs(steps)))
+    numbers = {"factor": _factor(series, worst, by_mean), "per layer": series.rate()}
+    if abs(steps[jump]) > 0.7 * abs(moved[worst]) and len(steps) > 2:
+        column = int(series.columns[jump + 1])
+        how = f"nearly all of it in one step, at {evidence.place(column)}"
+    else:
+        how = f"x{series.rate().value:.3g} at each of {len(steps)} steps"
+    what = (
+        "the signal's second moment"
+        if direction == "forward"
+        else "the energy of the cotangents"
+    )
+    whose = "" if by_mean else " in a typical network (the mean hides it)"
+    why = blame(evidence, moved[worst]) if direction == "forward" else ""
+    reason = f"{what} changes by {_times(moved[worst])}{whose}, {how}{why}."
+    if severity == "warning":
+        reason = reason[:-1] + "; a normalization restores it before the last layer."
+    return Finding(
+        kind,
+        severity,
+        direction,
+        evidence.sites[column].layer,
+        evidence.place(column),
+        numbers,
+        reason,
+        depth_fix(evidence, direction),
+    )
+
+
+def _memory(evidence: Evidence, series: Series, column: int) -> Finding:
+    """The weights are those of every step, so they learn, but not from long ago."""
+    rate = series.rate()
+    steps = math.log(0.01) / math.log(rate.value) if 0 < rate.value < 1 else math.nan
+    return Finding(
+        "short_memory",
+        "sick" if steps < 2 else "warning",
+        "backward",
+        evidence.sites[column].layer,
+        evidence.place(column),
+        {"per step": rate, "steps to 1/100": Estimate(steps)},
+        f"the cotangents' energy changes by x{rate.value:.3g} a step: what happened "
+        f"more than {steps:.2g} steps ago is hardly learned from.",
+        "start the state's gate open (a bias of the update or forget gate of log(steps)"
+        "), or use recurrent weights of gain 1 (nn.initializers.orthogonal())",
+    )
+
+
+def _times(log: float) -> str:
+    return f"x{math.exp(log):.3g}" if abs(log) < 700 else f"x10^{log / 2.302585:.0f}"
+
+
+def _factor(series: Series, place: int, by_mean: bool = True) -> Estimate:
+    """Second moment at a place over the first, with the error of the former."""
+    if not by_mean:
+        value = math.exp(float(series.typical[place] - series.typical[0]))
+        return Estimate(value, value * float(series.typical_error[place]) / 2)
+    base = series.mean[0]
+    at = series.at(place)
+    return Estimate(at.value / base, at.sem / base)
+
+
+def read_by_head(evidence: Evidence) -> float | None:
+    """Returns the second moment that the last layer reads, from what it makes of it."""
+    head = evidence.head
+    if head is None or ("u", head.number) not in evidence.index:
+        return None
+    gain = evidence.gain(head.number)
+    made = evidence.second["forward"][:, evidence.index["u", head.number]].mean()
+    return float(made / gain) if gain > 0 else None
+
+
+def _restored(evidence: Evidence, series: Series, limit: float) -> bool:
+    """Whether the last layer reads a signal of the first one's size after all."""
+    read = read_by_head(evidence)
+    if read is None or read <= 0:
+        return False
+    last, first = series.mean[-1], series.mean[0]
+    inside = abs(math.log(read / first)) < limit or abs(math.log(read)) < limit
+    return inside and not 0.2 < read / last < 5
+
+
+def _blocked(evidence: Evidence, series: Series, direction: str) -> Iterator[Finding]:
+    place = int(np.flatnonzero(series.mean == 0)[0])
+    site = evidence.sites[series.columns[place]]
+    zero = [
+        run for run in evidence.runs if not evidence.weight_variance(run.number).any()
+    ]
+    if zero and direction == "backward":
+        run = zero[-1]
+        yield Finding(
+            "zero_weights",
+            "undecided",
+            direction,
+            run.number,
+            run.path,
+            {"weight variance": Estimate(0.0)},
+            "its weights are all zero, so that nothing comes back through it and what "
+            "lies before it was not tested.",
+            f"measure with {run.path} drawn: lw.propagate_variance(..., "
+            'scheme="kaiming_fan_in")',
+        )
+        return
+    yield Finding(
+        "vanishing",
+        "sick",
+        direction,
+        site.layer,
+        site.path,
+        {"second moment": Estimate(0.0, 0.0)},
+        "the signal is exactly zero in every network from here on.",
+        scale_fix(),
+    )
+
+
+def _output(evidence: Evidence, tolerance: float) -> Iterator[Finding]:
+    head = evidence.head
+    if head is None or ("u", head.number) not in evidence.index:
+        return
+    column = evidence.index["u", head.number]
+    series = Series(np.array([column]), evidence.second["forward"][:, [column]])
+    if series.log[0] - series.log_error[0] > math.log(tolerance):
+        made = series.at(0)
+        yield Finding(
+            "output_scale",
+            "sick",
+            "forward",
+            head.number,
+            head.path,
+            {
+                "E[u^2]": made,
+                "gain of the weights": Estimate(evidence.gain(head.number)),
+            },
+            f"the outputs start at a root mean square of {made.value**0.5:.3g}: as "
+            "logits they are certain of a random answer.",
+            "scale the inputs to E[x^2] = 1 and the last layer's weights to variance "
+            "1 / fan_in (shared embeddings: multiply the logits by width ** -0.5)",
+        )
+
+
+def blame(evidence: Evidence, moved: float) -> str:
+    """Names what a layer of the trunk multiplies by, in the geometric mean."""
+    numbers = [
+        n
+        for n in sorted({evidence.sites[i].layer for i in evidence.trunk})
+        if ("u", n) in evidence.index
+        and evidence.index["u", n] in evidence.trunk
+        and not (evidence.head and n == evidence.head.number)
+    ]
+    if len(numbers) < 2:
+        return ""
+    logs: dict[str, list[float]] = {}
+    for n in numbers:
+        for name, factor in changes(evidence, n).items():
+            if factor > 0:
+                logs.setdefault(name, []).append(math.log(factor))
+    parts = [
+        f"{name} x{math.exp(sum(some) / len(numbers)):.3g}"
+        for name, some in logs.items()
+        if abs(sum(some)) > 0.05 * abs(moved)
+    ]
+    return f" (a layer multiplies by: {', '.join(parts)})" if parts else ""

@@ -1,0 +1,35 @@
+"""What to type against a finding."""
+
+from layerwise.initializers import scheme_names
+from layerwise.report.evidence import Evidence
+
+
+_PREFERRED = {
+    "forward": ("kernel_forward", "asv_forward", "kaiming_fan_in"),
+    "backward": ("kernel_backward", "asv_backward", "kaiming_fan_out"),
+    "both": ("balanced", "asv_forward", "kaiming_fan_in"),
+}
+
+
+def scale_fix(direction: str = "forward") -> str:
+    """Returns the call that draws weights which keep the signal."""
+    known = scheme_names()
+    scheme = next(s for s in _PREFERRED[direction] if s in known)
+    return f'params = lw.initialize(model, inputs, key, scheme="{scheme}")'
+
+
+def on_sums(evidence: Evidence) -> bool:
+    """Whether most of the trunk are sums: a residual network."""
+    merges = sum(evidence.sites[i].kind == "merge" for i in evidence.trunk)
+    return 2 * merges > len(evidence.trunk)
+
+
+def depth_fix(evidence: Evidence, direction: str) -> str:
+    """Returns the remedy for a trunk that loses or gains: weights, or branches."""
+    if on_sums(evidence):
+        merges = sum(evidence.sites[i].kind == "merge" for i in evidence.trunk)
+        return (
+            "normalize the input of every residual branch (nn.LayerNorm), or multiply "
+            f"each branch by {max(merges, 1)} ** -0.5"
+        )
+    return scale_fix(direction)

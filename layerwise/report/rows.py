@@ -1,0 +1,109 @@
+"""One row per layer: what tables, pages and figures show of a report."""
+
+import dataclasses
+import fnmatch
+import math
+
+import numpy as np
+
+from layerwise.measurement.coverage import Select
+from layerwise.report.evidence import Evidence
+from layerwise.report.factors import changes
+from layerwise.report.report import DIRECTIONS, VarianceReport
+
+
+def chosen(path: str, select: Select | None) -> bool:
+    """Returns whether a layer of that path is selected."""
+    if select is None:
+        return True
+    if callable(select):
+        return bool(select(path))
+    globs = (select,) if isinstance(select, str) else select
+    return any(fnmatch.fnmatchcase(path, g) for g in globs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A second moment at one layer, over networks.
+
+    Attributes:
+        mean: Mean over networks.
+        sem: Its standard error.
+        median: A typical network.
+        low: 16 % quantile.
+        high: 84 % quantile.
+        predicted: What theory says, NaN where it says nothing.
+        given: That of the network that was passed in, NaN if there was none.
+    """
+
+    mean: float
+    sem: float
+    median: float
+    low: float
+    high: float
+    predicted: float
+    given: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One layer; the input is layer 0.
+
+    Attributes:
+        layer: Its number.
+        path: Its path.
+        source: The user's line that makes it, as folder/file.py:12 (function).
+        shape: Shape of its pre-activation, batch included.
+        forward: q, second moment of the pre-activation.
+        backward: r, second moment of the cotangent behind activation and pooling.
+        changed: Name -> factor: what multiplies the signal on its way through.
+    """
+
+    layer: int
+    path: str
+    source: str
+    shape: tuple[int, ...]
+    forward: Point
+    backward: Point
+    changed: dict[str, float]
+
+
+def rows(report: VarianceReport, select: Select | None = None) -> list[Row]:
+    """Returns the rows of a report, the input first."""
+    m = report.measurement
+    evidence = Evidence(m)
+    points = {d: _points(report, d) for d in DIRECTIONS}
+    found = []
+    for number, path in enumerate(("input", *m.layer_paths)):
+        if not chosen(path, select):
+            continue
+        at = evidence.index.get(("u" if number else "input", number))
+        site = m.sites[at] if at is not None else None
+        found.append(
+            Row(
+                number,
+                path,
+                _short(site.source) if site else "",
+                site.shape if site else (),
+                points["forward"][number],
+                points["backward"][number],
+                changes(evidence, number) if number and evidence.count else {},
+            )
+        )
+    return found
+
+
+def _short(source: str) -> str:
+    """Leaves the last two parts of a file's path: a report is read elsewhere too."""
+    file, colon, rest = source.partition(":")
+    return "/".join(file.rsplit("/", 2)[-2:]) + colon + rest
+
+
+def _points(report: VarianceReport, direction: str) -> list[Point]:
+    s = report.summary(direction)
+    nothing = np.full(s.mean.size, math.nan)
+    predicted = report.predicted.get(direction, nothing)
+    given = report.given(direction)
+    columns = (s.mean, s.sem, s.median, s.low, s.high, predicted)
+    table = np.stack([*columns, nothing if given is None else given], axis=1)
+    return [Point(*map(float, row)) for row in table]
