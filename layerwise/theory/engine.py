@@ -276,7 +276,8 @@ class Engine:
             if value < self.first_reader:
                 parts = [p.map(Field.single) for p in parts]
             origins = [p.roots for p in parts]
-            if sum(map(len, origins)) != len(frozenset().union(*origins)):
+            shared = sum(map(len, origins)) != len(frozenset().union(*origins))
+            if shared and not self.sharing.in_pieces(value):
                 return self._drawn(value, "cotangents of one origin meet here")
             total = parts[0]
             for other in parts[1:]:

@@ -133,8 +133,6 @@ class Sharing:
             cut = {a for a, b in enumerate(bounds) if b != (0, shape[a])}
         if not cut or any(state.axes[a] != "c" for a in cut):
             return False
-        if node.name == "slice" and not self._disjoint(node.inputs[0]):
-            return False
         at = node.inputs[0]
         while at != root:  # every value on the way has one reader, but for the slices
             made = self.producers.get(at)
@@ -144,15 +142,18 @@ class Sharing:
             if len(signals) != 1 or len(self.consumers.get(signals[0], [])) != 1:
                 return False
             at = signals[0]
-        readers = self.consumers.get(node.inputs[0], [])
-        return all(e.name == node.name for e in readers) and (
-            node.name == "slice" or len(readers) == 1
-        )
+        return self.in_pieces(node.inputs[0])
 
-    def _disjoint(self, value: int) -> bool:
-        """Whether the slices of a value do not overlap."""
+    def in_pieces(self, value: int) -> bool:
+        """Whether a value is only read in pieces, none of which overlap.
+
+        Then its cotangent is that of the pieces side by side, whatever they share.
+        """
+        readers = self.consumers.get(value, [])
+        if [e.name for e in readers] == ["split"]:
+            return True
         spans = []
-        for e in self.consumers.get(value, []):
+        for e in readers:
             if e.name != "slice":
                 return False
             spans.append((e.params["start_indices"][-1], e.params["limit_indices"][-1]))
