@@ -183,7 +183,7 @@ class Local:
 
     def __init__(self, law: np.ndarray, phi: Numeric, slope: Numeric):
         w, step = weights(), 1e-3
-        power = float(w @ law**2)
+        power = max(float(w @ law**2), 1e-300)
         f2, g2 = phi(law) ** 2, slope(law) ** 2
         value, gradient = (max(float(w @ v), 1e-300) for v in (f2, g2))
 
@@ -195,9 +195,9 @@ class Local:
 
         self.growth, self.gradient_growth = growth(phi), growth(slope)
         self.together = float(w @ (f2 * g2)) / (value * gradient)
-        self.turn = float(w @ (g2 * law**2)) / (power * gradient) - 1.0
+        self.turn = float(w @ (g2 * law**2)) / power / gradient - 1.0
         along = float(w @ (phi(law) * slope(law) * law))
-        self.keeping = along**2 / (power * value * gradient)
+        self.keeping = along / power * (along / value) / gradient
 
 
 class Pointwise:

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import Primitive
-from jax.interpreters import mlir
+from jax.extend.core import Primitive  # noqa: TID251 (as a user makes one)
+from jax.interpreters import ad, mlir  # noqa: TID251
 
 import layerwise as lw
 from layerwise.theory import registry
@@ -111,7 +111,5 @@ def _primitive(name, derivative=False):
     made.def_abstract_eval(lambda x: x)
     mlir.register_lowering(made, mlir.lower_fun(lambda x: 2.0 * x, False))
     if derivative:
-        from jax.interpreters import ad
-
         ad.deflinear2(made, lambda ct, _: [2.0 * ct])
     return made

@@ -239,7 +239,8 @@ def test_cotangents_of_one_origin_are_not_added_as_if_independent():
 
 
 def test_every_rule_has_a_case():
-    assert set(CASES) == {e.name for e in registry.entries()}
+    elsewhere = {"gather"}  # reads integers: tests/theory/test_lookup.py
+    assert set(CASES) | elsewhere == {e.name for e in registry.entries()}
 
 
 def test_refuses_a_second_rule():

@@ -82,6 +82,8 @@ class Pointwise:
             # residual): the same units stay active from block to block, so that the
             # cotangent that comes down the skip depends on this derivative.
             raise NoSoundRule("a derivative that depends on the cotangent")
+        symmetric = all(f.symmetric for _, f in states[0].parts)
+        sound = linear or (slopes is not None and symmetric)
         parts, shift, growth = [], 0.0, 0.0
         for (n, f), (_, ct) in zip(states[0].parts, cotangent.parts, strict=True):
             if ct.through is not None:
@@ -90,10 +92,10 @@ class Pointwise:
                 run = marginal.Pointwise(f)
                 got = run.pull_back(ct, phi, slope)
                 shift = max(shift, abs(run.shift))
-                growth = max(growth, abs(run.local(phi, slope).gradient_growth))
+                if not sound:
+                    local = run.local(phi, slope)
+                    growth = max(growth, abs(local.gradient_growth))
             parts.append((n, got))
-        symmetric = all(f.symmetric for _, f in states[0].parts)
-        sound = linear or (slopes is not None and symmetric)
         # The factor phi' is a moment of the forward value: its grade enters.
         grade = cotangent.grade if linear else worst(cotangent.grade, states[0].grade)
         grade = grade if sound else worst(grade, Grade.APPROXIMATE)
