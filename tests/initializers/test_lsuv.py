@@ -1,5 +1,7 @@
 """LSUV: unit second moments on the batch, whatever the model."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ class Net(nn.Module):
     def __call__(self, tokens):
         embed = nn.Embed(20, 8)
         x = embed(tokens)
-        how = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        how: Any = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
         if self.shared:
             how = {"variable_broadcast": "params", "split_rngs": {"params": False}}
         x, _ = nn.scan(Step, length=3, **how)()(x, None)

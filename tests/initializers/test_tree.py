@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -138,7 +139,8 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, tokens, other, *, train):
         x = nn.Embed(50, 32)(tokens) + nn.Dense(32)(other)[:, None]
-        x = x + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x))
+        attended: Any = nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x))
+        x = x + attended
         x = nn.Dropout(0.1, deterministic=not train)(x)
         x = nn.DenseGeneral(16, axis=(-2, -1))(nn.leaky_relu(x, negative_slope=0.3))
         return nn.Dense(3)(x)
@@ -154,7 +156,7 @@ class Loops(nn.Module):
             def __call__(self, x, _):
                 return x + nn.Dense(32)(nn.relu(x)), None
 
-        how = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        how: Any = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
         x = nn.remat(nn.Conv)(8, (3, 3))(x)
         x = nn.max_pool(x, (2, 2), (2, 2)).reshape(x.shape[0], -1)
         x = x @ self.param("raw", nn.initializers.normal(1.0), (x.shape[1], 32))
