@@ -69,7 +69,8 @@ docs: $(STAMP)  ## the documentation, in docs/_build/html; no network
 bench: $(STAMP)  ## speed and memory against what people use today
 	$(BIN)/python -m benchmarks.measurement --quick
 
-experiments-quick: $(STAMP)  ## every experiment at its :quick size
+experiments-quick: $(STAMP)  ## every experiment at its :quick size, and the claims ledger
+	$(BIN)/python -m experiments.claims
 	@set -e; for config in experiments/configs/*.py; do \
 	  name=$$(basename $$config .py); \
 	  [ -f experiments/$$name.py ] || continue; \

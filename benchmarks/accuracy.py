@@ -1,17 +1,20 @@
 """Predicted against measured, layer by layer: how far off is the theory engine?
 
-    python -m benchmarks.accuracy            # all architectures, 64 draws and more
-    python -m benchmarks.accuracy --quick    # a few of them, about a minute
+    python -m benchmarks.accuracy                                 # all architectures
+    python -m benchmarks.accuracy --quick                         # about a minute
+    python -m benchmarks.accuracy --markdown docs/accuracy.md     # into a page
 
 One row per architecture and direction. The error of a weight operation is
 |log(predicted / measured)| of its pre-activation's second moment (forward) or of that
 of its cotangent (backward), cumulative from the input or the output, in percent; beyond
-two standard errors of the measured mean over draws. `se` is the median standard error.
+two standard errors of the measured mean over draws. `se` is the median standard error,
+`stated` the largest tolerance that the prediction itself states. `measured` in its
+place: there the prediction claims nothing, and the bar does not apply.
 """
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,6 +23,7 @@ import numpy as np
 
 import layerwise as lw
 from layerwise.theory.predict import predict
+from layerwise.theory.state import Grade
 
 
 def crops(examples: int, size: int, seed: int = 3) -> np.ndarray:
@@ -138,35 +142,67 @@ class Attention(nn.Module):
         return nn.Dense(10)(x.mean(1))
 
 
-class Case(NamedTuple):
-    """One architecture of the table: what builds it, and whether `--quick` has it."""
+class Bar(NamedTuple):
+    """What a family of architectures is held to: median and largest error, percent."""
 
+    forward: tuple[float, float]
+    backward: tuple[float, float]
+
+
+BARS = {
+    "linear": Bar((5, 20), (5, 20)),
+    "pooling": Bar((8, 30), (8, 30)),
+    "smooth": Bar((10, 40), (10, 40)),
+    "normalized": Bar((3, 15), (15, 50)),
+    "attention": Bar((5, 20), (25, 80)),
+}
+FAMILIES = {
+    "linear": "Convolution, dense, stride, padding, ReLU, residual",
+    "pooling": "Average, max and overlapping pooling, photo crops",
+    "smooth": "Smooth activations and gates",
+    "normalized": "Batch, layer and group normalization",
+    "attention": "Attention",
+}
+
+
+class Case(NamedTuple):
+    """One architecture: its family, what builds it, and whether `--quick` has it."""
+
+    family: str
     build: Callable[[], Any]
     quick: bool = False
     white: bool = False
 
 
 CASES = {
-    "mlp relu": Case(Dense, quick=True),
-    "mlp tanh": Case(lambda: Dense(act="tanh")),
-    "mlp gated": Case(Gated, quick=True),
-    "conv relu, white, flat": Case(lambda: Plain(head="flat"), True, True),
-    "conv relu, photo, mean": Case(lambda: Plain(), quick=True),
-    "conv max 2x2": Case(lambda: Plain(pool="max")),
-    "conv max 3/2/1": Case(lambda: Plain(pool="max_overlap"), quick=True),
-    "conv average 2x2": Case(lambda: Plain(pool="average")),
-    "conv average 3/2/1": Case(lambda: Plain(pool="average_overlap")),
-    "conv tanh": Case(lambda: Plain(act="tanh")),
-    "conv gelu": Case(lambda: Plain(act="gelu"), quick=True),
-    "conv silu": Case(lambda: Plain(act="silu")),
-    "residual, pre-activation": Case(lambda: Plain(residual="pre"), quick=True),
-    "residual, post-activation": Case(lambda: Plain(residual="post")),
-    "batch norm": Case(lambda: Plain(norm="batch"), quick=True),
-    "layer norm": Case(lambda: Plain(norm="layer")),
-    "group norm": Case(lambda: Plain(norm="group")),
-    "batch norm, pre-activation": Case(lambda: Plain(norm="batch", residual="pre")),
-    "attention": Case(Attention),
-    "zoo: taki_cnn": Case(lambda: lw.zoo.registry.entry("taki_cnn").build_small()),
+    "mlp relu": Case("linear", Dense, quick=True),
+    "conv relu, white, flat": Case("linear", lambda: Plain(head="flat"), white=True),
+    "conv relu, white": Case("linear", Plain, white=True),
+    "residual, pre-activation, white": Case(
+        "linear", lambda: Plain(residual="pre"), quick=True, white=True
+    ),
+    "residual, post-activation": Case("linear", lambda: Plain(residual="post")),
+    "zoo: taki_cnn": Case(
+        "linear", lambda: lw.zoo.registry.entry("taki_cnn").build_small()
+    ),
+    "conv relu, photo, mean": Case("pooling", Plain, quick=True),
+    "residual, pre-activation, photo": Case("pooling", lambda: Plain(residual="pre")),
+    "conv max 2x2": Case("pooling", lambda: Plain(pool="max")),
+    "conv max 3/2/1": Case("pooling", lambda: Plain(pool="max_overlap"), quick=True),
+    "conv average 2x2": Case("pooling", lambda: Plain(pool="average")),
+    "conv average 3/2/1": Case("pooling", lambda: Plain(pool="average_overlap")),
+    "mlp tanh": Case("smooth", lambda: Dense(act="tanh")),
+    "mlp gated": Case("smooth", Gated, quick=True),
+    "conv tanh": Case("smooth", lambda: Plain(act="tanh")),
+    "conv gelu": Case("smooth", lambda: Plain(act="gelu"), quick=True),
+    "conv silu": Case("smooth", lambda: Plain(act="silu")),
+    "batch norm": Case("normalized", lambda: Plain(norm="batch"), quick=True),
+    "layer norm": Case("normalized", lambda: Plain(norm="layer")),
+    "group norm": Case("normalized", lambda: Plain(norm="group")),
+    "batch norm, pre-activation": Case(
+        "normalized", lambda: Plain(norm="batch", residual="pre")
+    ),
+    "attention": Case("attention", Attention),
 }
 
 
@@ -178,7 +214,12 @@ class Row(NamedTuple):
     median_beyond: float
     worst_beyond: float
     standard_error: float
-    grade: str
+    stated: float
+    measured: bool
+
+    def meets(self, bar: tuple[float, float]) -> bool:
+        """Whether the errors beyond two standard errors are within the bar."""
+        return self.median_beyond <= bar[0] and self.worst_beyond <= bar[1]
 
 
 def compare(case: Case, draws: int, size: int) -> tuple[dict[str, Row], str, float]:
@@ -192,60 +233,116 @@ def compare(case: Case, draws: int, size: int) -> tuple[dict[str, Row], str, flo
     predicted = predict(model, None, x)
     seconds = time.perf_counter() - start
     measured = lw.measure(model, None, x, draws=draws, redraw="init")
+    at = [i for i, s in enumerate(predicted.sites) if s.kind == "u"]
     rows = {}
     for direction in ("forward", "backward"):
-        samples = measured.second_moment(direction)[measured.ensemble]
+        samples = measured.second_moment(direction)[measured.ensemble][:, at]
         mean = samples.mean(axis=0)
         sem = samples.std(axis=0, ddof=1) / np.sqrt(len(samples)) / mean
-        at = [i for i, s in enumerate(predicted.sites) if s.kind == "u"]
-        error = np.abs(np.log(predicted.second[direction][at] / mean[at]))
-        beyond = np.maximum(error - 2 * sem[at], 0.0)
-        grades = [
-            g
-            for i, g in enumerate(predicted.grade[direction])
-            if i in at and g is not None
-        ]
-        numbers = [
-            100.0 * float(v)
-            for v in (
-                np.median(error),
-                np.max(error),
-                np.median(beyond),
-                np.max(beyond),
-                np.median(sem[at]),
-            )
-        ]
-        rows[direction] = Row(*numbers, grade=max(grades).label)
+        error = np.abs(np.log(predicted.second[direction][at] / mean))
+        beyond = np.maximum(error - 2 * sem, 0.0)
+        stated = predicted.tolerance[direction][at]
+        numbers = (
+            np.median(error),
+            np.max(error),
+            np.median(beyond),
+            np.max(beyond),
+            np.median(sem),
+            np.max(stated),
+        )
+        grades = [predicted.grade[direction][i] for i in at]
+        rows[direction] = Row(
+            *(100.0 * float(v) for v in numbers), measured=Grade.MEASURED in grades
+        )
     return rows, predicted.coverage, seconds
 
 
+HEADER = (
+    "architecture",
+    "",
+    "median",
+    "max",
+    "beyond 2 se: median",
+    "max",
+    "se",
+    "stated",
+    "bar",
+)
+
+
+def cells(name: str, direction: str, row: Row, bar: tuple[float, float]) -> list[str]:
+    """Returns a row of the table."""
+    numbers = [f"{v:.1f}" for v in row[:5]]
+    verdict = "met" if row.meets(bar) else "**missed**"
+    if row.measured:
+        verdict = "not claimed"
+    stated = "measured" if row.measured else f"{row.stated:.0f}"
+    return [name, direction, *numbers, stated, verdict]
+
+
+def page(rows: dict[str, dict[str, Row]], setting: str) -> str:
+    """Returns docs/accuracy.md."""
+    lines = [
+        "# Accuracy",
+        "",
+        "Generated by `python -m benchmarks.accuracy --markdown docs/accuracy.md`.",
+        f"{setting}.",
+        "",
+        (__doc__ or "").partition("\n\n")[2].partition("\n\n")[2].strip(),
+        "",
+    ]
+    for family, title in FAMILIES.items():
+        bar = BARS[family]
+        lines += [
+            f"## {title}",
+            "",
+            f"Bars, median / max: forward {bar.forward[0]} / {bar.forward[1]}, "
+            f"backward {bar.backward[0]} / {bar.backward[1]}.",
+            "",
+            "| " + " | ".join(HEADER) + " |",
+            "|" + "---|" * len(HEADER),
+        ]
+        for name, found in rows.items():
+            if CASES[name].family == family:
+                for direction, row in found.items():
+                    held = cells(name, direction, row, getattr(bar, direction))
+                    lines.append("| " + " | ".join(held) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Prints the table."""
+    """Prints the table, and writes the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="about a minute")
     parser.add_argument("--draws", type=int, default=0)
-    parser.add_argument(
-        "--only", default="", help="architectures whose name holds this"
-    )
+    parser.add_argument("--size", type=int, default=0, help="pixels")
+    parser.add_argument("--only", default="", help="those whose name holds this")
+    parser.add_argument("--markdown", default="", help="file to write the page to")
     options = parser.parse_args()
-    draws = options.draws or (32 if options.quick else 256)
-    size = 12 if options.quick else 16
-    print(f"{draws} draws, {size} px, 8 examples; errors in %")
-    print(
-        f"{'architecture':28} {'':8} {'median':>7} {'max':>7}   beyond 2 se: "
-        f"{'median':>6} {'max':>6} {'se':>5}  grade"
-    )
+    draws = options.draws or (32 if options.quick else 128)
+    size = options.size or (8 if options.quick else 12)
+    setting = f"{draws} draws, {size} px, 8 examples; errors in percent"
+    widths = (32, 9, 7, 7, 20, 7, 6, 9, 12)
+
+    def show(row: Sequence[str]) -> None:
+        print(
+            " ".join(f"{v:{w}}" for v, w in zip(row, widths, strict=True)), flush=True
+        )
+
+    print(setting)
+    show(HEADER)
+    found: dict[str, dict[str, Row]] = {}
     for name, case in CASES.items():
         if (options.quick and not case.quick) or options.only not in name:
             continue
-        rows, coverage, seconds = compare(case, draws, size)
-        for direction, r in rows.items():
-            print(
-                f"{name:28} {direction:8} {r.median:7.1f} {r.worst:7.1f}"
-                f"{'':16} {r.median_beyond:6.1f} {r.worst_beyond:6.1f} "
-                f"{r.standard_error:5.1f}  {r.grade}"
-            )
-        print(f"{'':28} {seconds:.1f} s; {coverage}", flush=True)
+        found[name], coverage, seconds = compare(case, draws, size)
+        for direction, row in found[name].items():
+            show(cells(name, direction, row, getattr(BARS[case.family], direction)))
+        print(f"{'':32} {seconds:.1f} s; {coverage}", flush=True)
+        if options.markdown:
+            with open(options.markdown, "w", encoding="utf-8") as file:
+                file.write(page(found, setting))
 
 
 if __name__ == "__main__":

@@ -95,12 +95,17 @@ def train(
     return Trained({"params": params, **state}, np.asarray(losses))
 
 
+def train_mode(model: nn.Module) -> dict[str, Any]:
+    """Returns the keyword that a model is called with in training, if it has one."""
+    return {"train": True} if "train" in signature(model.__call__).parameters else {}
+
+
 @functools.lru_cache(maxsize=16)
 def _program(
     model: nn.Module, steps: int, batch: int, momentum: float, weight_decay: float
 ) -> Callable[..., Any]:
     """Returns the compiled loop, for any parameters, data and learning rate."""
-    mode = {"train": True} if "train" in signature(model.__call__).parameters else {}
+    mode = train_mode(model)
     rule = optax.chain(
         optax.add_decayed_weights(weight_decay), optax.sgd(1.0, momentum)
     )

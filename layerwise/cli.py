@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
-from absl import app
+from absl import app, logging
 from absl.flags import argparse_flags
 
 import layerwise as lw
@@ -27,6 +27,7 @@ from layerwise import command_line as setup
 
 
 HEALTHY, UNHEALTHY, FAILED = 0, 1, 2
+COMPARED = ("lecun", "glorot", "kaiming_fan_in", "asv_forward", "kernel_forward")
 
 _MODEL = "package.module:Name or file.py:Name, a Flax class, instance or factory"
 _INPUT = (
@@ -66,7 +67,9 @@ def parser() -> argparse.ArgumentParser:
     _takes_model(compare)
     _takes_draws(compare)
     compare.add_argument(
-        "--scheme", action="append", help=f"once for each; default all: {_schemes()}"
+        "--scheme",
+        action="append",
+        help=f"once for each; default {', '.join(COMPARED)}",
     )
     compare.add_argument("--tolerance", type=float, default=100.0, metavar="X")
     compare.add_argument("--figure", metavar="FILE", help="write the curves here")
@@ -101,10 +104,10 @@ def _schemes() -> str:
 
 def _prepared(options: Any) -> dict[str, Any]:
     """Returns the model and what it is to be called with."""
-    model = setup.load_model(options.model, options.args, options.seed)
+    said = f"layerwise {options.command} {options.model}"
+    model = setup.load_model(options.model, options.args, options.seed, said)
     inputs = setup.make_inputs(options.input, options.seed)
     kwargs = setup.parse_json(options.kwargs, "--kwargs")
-    said = f"layerwise {options.command} {options.model}"
     setup.check_callable_on(model, inputs, said)
     return {"model": model, "inputs": inputs, "kwargs": kwargs}
 
@@ -155,7 +158,7 @@ def _compare(options: Any) -> int:
     ready = _prepared(options)
     reports: dict[str, lw.VarianceReport] = {}
     refused: dict[str, str] = {}
-    for scheme in options.scheme or lw.scheme_names():
+    for scheme in options.scheme or COMPARED:
         with _progress(scheme) as progress:
             try:
                 reports[scheme] = lw.propagate_variance(
@@ -287,6 +290,7 @@ def _run(options: argparse.Namespace) -> int:
 def run() -> None:
     """Entry point of the console script."""
     sys.path.insert(0, os.getcwd())  # where a user's own modules are
+    logging.set_verbosity(logging.WARNING)  # JAX tells of the backends it looked for
     app.run(
         lambda options: _run(options),
         flags_parser=lambda argv: parser().parse_args(argv[1:]),

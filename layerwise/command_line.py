@@ -25,13 +25,14 @@ class UsageError(LayerwiseError, ValueError):
         super().__init__(message(found, why, f"Type: {fix}"))
 
 
-def load_model(spec: str, arguments: str | None, seed: int) -> Any:
+def load_model(spec: str, arguments: str | None, seed: int, command: str) -> Any:
     """Returns the model that ``package.module:Name`` or ``file.py:Name`` names.
 
     Args:
         spec: Where it is; ``zoo:resnet50`` is short for ``layerwise.zoo:resnet50``.
         arguments: JSON: an object of keyword arguments or a list of positional ones.
         seed: For the parameters that NNX modules draw when they are made.
+        command: What was typed so far, for messages.
 
     Raises:
         UsageError: If it cannot be imported or made.
@@ -53,9 +54,9 @@ def load_model(spec: str, arguments: str | None, seed: int) -> Any:
         raise UsageError(
             f"{place} has no {name!r}.{did_you_mean(name, names)}",
             "It was imported, and nothing of that name is in it.",
-            f"{place}:NAME, with one of {', '.join(_models(module)) or names[:8]}",
+            f"{place}:NAME, with one of {', '.join(_models(module) or names[:8])}",
         ) from None
-    return _construct(target, spec, name, parse_json(arguments, "--args"), seed)
+    return _construct(target, spec, parse_json(arguments, "--args"), seed, command)
 
 
 def _import(place: str, spec: str) -> ModuleType:
@@ -121,10 +122,11 @@ def _models(module: ModuleType) -> list[str]:
     ][:8]
 
 
-def _construct(target: Any, spec: str, name: str, arguments: Any, seed: int) -> Any:
+def _construct(target: Any, spec: str, arguments: Any, seed: int, command: str) -> Any:
     """Returns the model: `target` itself, or what it makes of the arguments."""
     from flax import linen, nnx
 
+    name = spec.rpartition(":")[2]
     if isinstance(target, linen.Module | nnx.Module):
         return target
     if not callable(target):
@@ -136,6 +138,10 @@ def _construct(target: Any, spec: str, name: str, arguments: Any, seed: int) -> 
     positional = arguments if isinstance(arguments, list) else []
     keyword = dict(arguments) if isinstance(arguments, dict) else {}
     signature = inspect.signature(target)
+    if isinstance(target, type) and issubclass(target, nnx.Module):
+        own = inspect.signature(target.__init__)  # the class's own says *args
+        parameters = list(own.parameters.values())[1:]
+        signature = signature.replace(parameters=parameters)
     rngs = signature.parameters.get("rngs")
     if rngs is not None and "rngs" not in keyword:
         keyword["rngs"] = nnx.Rngs(seed)
@@ -145,7 +151,7 @@ def _construct(target: Any, spec: str, name: str, arguments: Any, seed: int) -> 
         raise UsageError(
             f"{name}{_shown(signature)} {error}.",
             "Only with its arguments does it have layers.",
-            f"layerwise COMMAND {spec} --args '{_example(signature)}'",
+            f"{command} --args '{_example(signature)}'",
         ) from None
     model = target(*positional, **keyword)
     if isinstance(model, linen.Module | nnx.Module):

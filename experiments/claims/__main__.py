@@ -1,9 +1,10 @@
 """Runs the ledger of claims, prints it, and writes it as a page.
 
-python -m experiments.claims                    # all that take seconds
-python -m experiments.claims --slow             # all: networks are trained
-python -m experiments.claims --only=H5,T7
-python -m experiments.claims --slow --markdown=docs/claims.md
+Usage:
+    python -m experiments.claims                    # all that take seconds
+    python -m experiments.claims --slow             # all: networks are trained
+    python -m experiments.claims --only=H5,T7
+    python -m experiments.claims --slow --markdown=docs/claims.md
 """
 
 import sys

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 import layerwise as lw
-from benchmarks.layers import probe
+from experiments.claims.layer_effects import probe
 from experiments.claims.ledger import Outcome, claim, judge, pm, within, worst
 from layerwise.nn import layers
 

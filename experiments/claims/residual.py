@@ -185,7 +185,7 @@ def depth_free() -> Outcome:
     )
 
 
-@claim("T7", "With batch normalization Var[dE/dw^l] = (L/l) Var[delta].")
+@claim("T7", "With batch normalization Var[dE/dw^l] = (L/l) Var[delta].", slow=True)
 def batch_norm_law() -> Outcome:
     depth, layer, batch, width = 100, 1, 512, 64
 
@@ -208,7 +208,7 @@ def batch_norm_law() -> Outcome:
     law, r = ratios["ReLU"]
     linear = abs(ratios["identity"][1].mean() / slide - 1) < 0.05
     holds = abs(r.mean() / slide - 1) < 0.05
-    corrected = abs(r.mean() / law - 1) < 0.08
+    corrected = abs(r.mean() / law - 1) < 0.05
     exponent = laws.batch_norm(depth, jax.nn.relu).exponent
     return Outcome(
         judge(holds and linear, corrected and linear),
@@ -331,10 +331,10 @@ def memorization() -> Outcome:
         error = max(error, float(np.abs(net(x[:400, :20]) - y[:400]).max()))
     linear = all(w <= 3 * 399 + 20 + 2 * k + 1 for k, (_, w) in widths.items())
     return Outcome(
-        judge(shallow.n_weights == 2 * 1000 + 784 and error < 1e-6 and linear),
+        judge(shallow.n_weights <= 2 * 1000 + 784 and error < 1e-6 and linear),
         "2n + d weights, one hidden layer; width O(n/k) at depth k",
-        f"{shallow.n_weights} weights, error {error:.0e}; n = 400: width "
-        + ", ".join(f"{w} (L = {k})" for k, (w, _) in widths.items()),
+        f"{shallow.n_weights} of {2 * 1000 + 784} weights, error {error:.0e}; n = 400: "
+        "width " + ", ".join(f"{w} (L = {k})" for k, (w, _) in widths.items()),
     )
 
 

@@ -27,9 +27,9 @@ def _resnet(depth: int, *, residual: bool) -> nn.Module:
 
 
 @functools.cache
-def _images() -> Data:
-    """Digits as three equal channels."""
-    data = digits()
+def images(size: int = 8) -> Data:
+    """Returns the digits as three equal channels."""
+    data = digits(size)
     return data._replace(
         x=np.repeat(data.x, 3, axis=-1), x_test=np.repeat(data.x_test, 3, axis=-1)
     )
@@ -41,13 +41,13 @@ def _trained(
 ) -> tuple[nn.Module, dict, np.ndarray]:
     model = _resnet(depth, residual=residual)
     start, order = jax.random.split(jax.random.key(seed))
-    variables = model.init(start, jnp.asarray(_images().x[:2]))
-    got = train(model, variables, _images(), steps=STEPS, learning_rate=0.05, key=order)
+    variables = model.init(start, jnp.asarray(images().x[:2]))
+    got = train(model, variables, images(), steps=STEPS, learning_rate=0.05, key=order)
     return model, got.variables, got.losses
 
 
 def _traced(model: nn.Module, variables: dict) -> tuple[TracedModel, list]:
-    ready = prepare(model, variables, jnp.asarray(_images().x_test))
+    ready = prepare(model, variables, jnp.asarray(images().x_test))
     return trace(ready.model, variables, ready.inputs), jax.tree.leaves(variables)
 
 
@@ -66,7 +66,7 @@ def _error(traced: TracedModel, leaves: list, bypass: tuple[int, int] | None) ->
 
         return evaluate(traced.graph, (*leaves, x), on_value=replace)[0]
 
-    return error_rate(run, _images())
+    return error_rate(run, images())
 
 
 def lesion_errors() -> tuple[list[float], list[float]]:
@@ -117,7 +117,7 @@ def _swapped(variables: dict, a: str, b: str) -> dict:
 
 
 def _apply_error(model: nn.Module, variables: dict) -> float:
-    return error_rate(lambda x: jnp.asarray(model.apply(variables, x)), _images())
+    return error_rate(lambda x: jnp.asarray(model.apply(variables, x)), images())
 
 
 def _last_loss(losses: np.ndarray) -> float:
@@ -127,16 +127,27 @@ def _last_loss(losses: np.ndarray) -> float:
 @functools.cache
 def degradation() -> dict[str, tuple[list[float], list[float]]]:
     """Returns training losses (last 50 steps) of 20 and 56 layers, three seeds each."""
-    table = {}
+    table: dict[str, tuple[list[float], list[float]]] = {}
     for name, residual in (("plain", False), ("residual", True)):
-        table[name] = tuple(
-            [
-                float(_trained(depth, residual, seed)[2][-50:].mean())
-                for seed in range(3)
-            ]
+        shallow, deep = (
+            [_last_loss(_trained(depth, residual, seed)[2]) for seed in range(3)]
             for depth in (20, 56)
         )
+        table[name] = shallow, deep
     return table
+
+
+def f34_errors(schemes: Iterable[str]) -> dict[str, float]:
+    """Returns F34's test error at 32 pixels after 600 steps, by scheme."""
+    model, data, errors = lw.zoo.f34(width=16, image_size=32), images(32), {}
+    for scheme in schemes:
+        start, order = jax.random.split(jax.random.key(0))
+        variables = lw.initialize(model, jnp.asarray(data.x[:2]), start, scheme)
+        got = train(model, variables, data, steps=600, learning_rate=1e-3, key=order)
+        errors[scheme] = error_rate(
+            lambda x, v=got.variables: jnp.asarray(model.apply(v, x)), data
+        )
+    return errors
 
 
 def hundred_blocks() -> dict[str, dict[float, float]]:

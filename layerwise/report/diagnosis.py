@@ -1,10 +1,11 @@
 """The verdict: what is wrong with a network, worst first, and whether it is well."""
 
-import itertools
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 from layerwise.errors import InvalidArgumentError, UnhealthyError, message
+from layerwise.measurement.ensemble import GIVEN
 from layerwise.measurement.result import Measurement
 from layerwise.measurement.statistics import REGISTRY
 from layerwise.report.drift import drift
@@ -12,7 +13,7 @@ from layerwise.report.evidence import Evidence
 from layerwise.report.finding import Diagnosis, Finding, worst_first
 from layerwise.report.propagate import propagate_variance
 from layerwise.report.report import VarianceReport
-from layerwise.report.surroundings import surroundings
+from layerwise.report.surroundings import nonfinite, surroundings
 from layerwise.report.units import units
 
 
@@ -63,14 +64,14 @@ def diagnose(
         measurement, title = report, report.traced.model.name
     found = worst_first(_findings(measurement, tolerance))
     basis = f"{measurement.draws_done} networks, tolerance x{tolerance:g}"
-    unmeasured = [n for n in EXTRA if not _measured(measurement, n)]
+    unmeasured = [w for n, w in EXTRA.items() if not _measured(measurement, n)]
     if unmeasured:
-        basis += f"; not measured: {', '.join(unmeasured)}"
+        basis += f"; not looked for: {', '.join(unmeasured)}"
     return Diagnosis(found, title, tolerance, basis)
 
 
-EXTRA = ("zeros", "cosine_examples")
-"""Statistics by which `diagnose` finds more: dead channels and rank collapse."""
+EXTRA = {"zeros": "dead channels", "cosine_examples": "rank collapse"}
+"""Statistics by which `diagnose` finds more, and what it finds by them."""
 
 
 def _measured(measurement: Measurement, name: str) -> bool:
@@ -79,9 +80,26 @@ def _measured(measurement: Measurement, name: str) -> bool:
 
 def _findings(measurement: Measurement, tolerance: float) -> Iterator[Finding]:
     evidence = Evidence(measurement)
-    yield from surroundings(evidence, tolerance)
+    found = list(surroundings(evidence, tolerance))
     if evidence.count:
-        yield from itertools.chain(drift(evidence, tolerance), units(evidence))
+        found += [*drift(evidence, tolerance), *units(evidence)]
+    yield from found
+    yield from _of_given(measurement, tolerance, {(f.kind, f.direction) for f in found})
+
+
+def _of_given(
+    measurement: Measurement, tolerance: float, known: set[tuple[str, str]]
+) -> Iterator[Finding]:
+    """What the network that was passed in has, and the ensemble has not."""
+    rows = measurement.draws == GIVEN
+    if not rows.any() or rows.all():
+        return
+    own = Evidence(measurement, rows)
+    found = [*drift(own, tolerance), *units(own)] if own.count else [*nonfinite(own)]
+    for finding in found:
+        if (finding.kind, finding.direction) not in known:
+            reason = f"in the network that was passed in, {finding.reason}"
+            yield dataclasses.replace(finding, reason=reason)
 
 
 def assert_healthy(

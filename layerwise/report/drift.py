@@ -1,5 +1,6 @@
 """Does the signal vanish or explode along the trunk, forward or back, and why?"""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 
@@ -13,14 +14,19 @@ from layerwise.report.remedies import depth_fix, on_sums, scale_fix
 
 def drift(evidence: Evidence, tolerance: float) -> Iterator[Finding]:
     """Yields vanishing and exploding signals, and spreads that hide them."""
+    found: list[Finding] = []
     for direction in ("forward", "backward"):
         series = evidence.hidden(direction)
         if series.samples.shape[1] < 2:
             continue
         if not series.mean.all():
-            yield from _blocked(evidence, series, direction)
-            continue
-        yield from _moved(evidence, series, direction, tolerance)
+            found += _blocked(evidence, series, direction)
+        else:
+            found += _moved(evidence, series, direction, tolerance)
+    if {f.direction for f in found if f.severity == "sick"} == {"forward", "backward"}:
+        both = depth_fix(evidence, "both")
+        found = [dataclasses.replace(f, fix=both) for f in found]
+    yield from found
     yield from _output(evidence, tolerance)
 
 

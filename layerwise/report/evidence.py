@@ -170,10 +170,8 @@ class Evidence:
     def head(self) -> LayerRun | None:
         """The last layer, where the model ends with one."""
         run = self.runs[-1]
-        inside = {y.u for y in (run.layer,)}
-        if any(self.sites[i].value in inside for i in self.trunk[-3:]):
-            return run
-        return None
+        ends = any(self.sites[i].value == run.layer.u for i in self.trunk[-3:])
+        return run if ends else None
 
     def hidden(self, direction: str) -> Series:
         """Returns the trunk's second moment, or its cotangents' energy.

@@ -46,8 +46,8 @@ def page(
         "rows": [dataclasses.asdict(r) for r in rows(report, select)],
     }
     template = importlib.resources.files("layerwise.report").joinpath("page.html")
-    # A "</script>" in a path or a title would end the data.
-    text = json.dumps(_finite(data), separators=(",", ":")).replace("</", "<\\/")
+    # A "</script>" or "<!--" in a path or a title would end the data.
+    text = json.dumps(_finite(data), separators=(",", ":")).replace("<", "\\u003c")
     return template.read_text(encoding="utf-8").replace("/*DATA*/", text)
 
 

@@ -7,7 +7,7 @@ from layerwise.report.evidence import Evidence
 _PREFERRED = {
     "forward": ("kernel_forward", "asv_forward", "kaiming_fan_in"),
     "backward": ("kernel_backward", "asv_backward", "kaiming_fan_out"),
-    "both": ("balanced", "kernel_balanced", "asv_forward", "kaiming_fan_in"),
+    "both": ("balanced", "asv_forward", "kaiming_fan_in"),
 }
 
 

@@ -21,7 +21,7 @@ _RANGE = {"float16": (65504.0, 6.1e-5), "bfloat16": (3.39e38, 1.18e-38)}
 
 def surroundings(evidence: Evidence, tolerance: float) -> Iterator[Finding]:
     """Yields all that is not a signal's drift or a unit's state."""
-    yield from _nonfinite(evidence)
+    yield from nonfinite(evidence)
     yield from _proof(evidence)
     if evidence.count:
         yield from _formats(evidence)
@@ -31,7 +31,8 @@ def surroundings(evidence: Evidence, tolerance: float) -> Iterator[Finding]:
         yield from _unscaled(evidence)
 
 
-def _nonfinite(evidence: Evidence) -> Iterator[Finding]:
+def nonfinite(evidence: Evidence) -> Iterator[Finding]:
+    """Yields where the networks that are not finite ceased to be."""
     m = evidence.measurement
     lost = evidence.lost
     if not lost.any():

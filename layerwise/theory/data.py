@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from layerwise.theory import lags as lagging
+from layerwise.theory import fluctuation, lags as lagging
 from layerwise.theory.context import RuleContext
 from layerwise.theory.state import Field, Grade, State
 
@@ -83,4 +83,5 @@ def _field(ctx: RuleContext, x: np.ndarray, lags: tuple[tuple[int, ...], ...]) -
             both = np.einsum("...c,...c->...", total[here], total[there])
             table[(1, *which, *here)] = (both - same) / (n * (n - 1) * channels)
     mean = x.mean(axis=(0, -1))
-    return Field(mean, table, lags).normalized()
+    spread = fluctuation.of_batch(np.square(x).mean(axis=-1), lags)
+    return Field(mean, table, lags, spread=spread).normalized()

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from layerwise import _jax
-from layerwise.theory import data, lags as lagging, registry, rules
+from layerwise.moments.activations import cached_float64
+from layerwise.theory import data, lags as lagging, marginal, registry, rules
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.law import Law
 from layerwise.theory.plan import Planner
@@ -43,6 +44,7 @@ _PAIRS_BACK = frozenset(
 )
 _PAIRS = _PAIRS_BACK | {"reduce_sum"}
 DENSE_BUDGET = 1e8
+PAIRS_BACK_BUDGET = 1e7
 """Table entries in all, above which fewer lags are held."""
 
 
@@ -88,6 +90,9 @@ class Engine:
         self.measured: dict[int, State] = {}
         self.drawn_back: dict[int, State] = {}
         self.fixed: frozenset[int] = frozenset()
+        self.cuts = cuts
+        self.measured_below = False
+        self.entries = 0.0
         arrays = deterministic(traced, self.inputs)
         first = next((x for x in self.inputs if np.ndim(x)), None)
         base = RuleContext(
@@ -115,11 +120,18 @@ class Engine:
         self.ctx = dataclasses.replace(
             base, classes=self._classes(), level=self._level(base)
         )
-        readers = [n.output for n in self.nodes if n.name in _PAIRS_BACK]
+        readers = [n.output for n in self.nodes if self._reads_pairs(n)]
         self.first_reader = min(readers, default=10**12)
         self.repeats = Repeats(self.ctx, self.nodes)
         self.joint = any(n.name == "normalization" for n in self.nodes)
         self.sampler = Sampler(self.ctx, self.inputs, draws, log_scale=log_scale)
+
+    def _reads_pairs(self, node: Node) -> bool:
+        """Whether the cotangents behind a node are needed in pairs of positions."""
+        small = self.entries < PAIRS_BACK_BUDGET and self.ctx.level == lagging.DENSE
+        if small and node.name == "conv_general_dilated":
+            return True  # weights and masks depend on each other: order 1/width
+        return node.name in _PAIRS_BACK or is_curved(node)
 
     def _classes(self) -> int:
         """2 where something mixes examples, else 1."""
@@ -130,7 +142,8 @@ class Engine:
 
     def _level(self, ctx: RuleContext) -> int:
         needed = any(
-            n.name in _PAIRS or registry.find(n.name) is None for n in self.nodes
+            n.name in _PAIRS or registry.find(n.name) is None or is_curved(n)
+            for n in self.nodes
         )
         if not needed:
             return lagging.NONE
@@ -139,6 +152,7 @@ class Engine:
             sizes = ctx.shape(node.output)[1:-1]
             held = [len(lagging.lag_values(n)) for n in sizes]
             total += math.prod(sizes) * math.prod(held) * classes
+        self.entries = float(total)
         return lagging.DENSE if total < DENSE_BUDGET else lagging.SPARSE
 
     def state_of(self, value: int) -> State:
@@ -160,6 +174,8 @@ class Engine:
         self.forward()
         self._seed()
         for node in reversed(self.nodes):
+            if self.measured_below:  # everything before depends on what was measured
+                break
             self._backward(node)
 
     def forward(self) -> None:
@@ -202,17 +218,17 @@ class Engine:
         return node.name in primitives.WEIGHT_OPERATIONS
 
     def _sample(self, node: Node, reason: str) -> None:
-        self.reasons[node.label] = reason
+        label = self._label(node)
+        self.reasons[label] = reason
         if node.output not in self.sampled:
-            wanted = {node.output: node.label}
+            wanted = {node.output: label}
             known = self.nodes if self.on_weights is None else ()
             for other in known:  # those known to come, in the same run
-                floating = jnp.issubdtype(
-                    self.traced.graph.avals[other.output].dtype, jnp.floating
-                )
                 unknown = registry.find(other.name) is None
-                if floating and unknown and other.output > node.output:
-                    wanted[other.output] = other.label
+                later = unknown and other.output > node.output
+                if later and self._is_float(other.output):
+                    wanted[other.output] = self._label(other)
+                    self.reasons.setdefault(self._label(other), "no rule")
             self.sampled.update(wanted)
             self.measured.update(self.sampler.forward(list(wanted), wanted))
         self.known[node.output] = self.measured[node.output]
@@ -237,8 +253,12 @@ class Engine:
                 sources=frozenset(),
                 terms=(),
                 roots=frozenset([atom]),
+                tolerance=0.0,
+                pair_tolerance=0.0,
             )
             self.cotangents.setdefault(atom, []).append(start)
+        if self.on_cotangent is None:
+            return  # the sweep measures what is before a sampled node as it gets there
         wanted = {}
         for value, label in self.sampled.items():
             for v in self.makers[value].inputs:
@@ -271,6 +291,9 @@ class Engine:
         """Samples the cotangent of a value, for all of its readers together."""
         node = self.makers.get(value)
         label = node.label if node is not None else f"value {value}"
+        if self.on_cotangent is None:
+            self._measure_back(value, label, reason)
+            return self.total[value]
         self.reasons[label] = reason
         if value not in self.drawn_back:
             self.drawn_back.update(self.sampler.backward([value], {value: label}))
@@ -304,15 +327,23 @@ class Engine:
             mean_grade=worst(a.mean_grade, b.mean_grade),
             sources=a.sources | b.sources,
             roots=a.roots | b.roots,
+            tolerance=max(a.tolerance, b.tolerance),
+            pair_tolerance=max(a.pair_tolerance, b.pair_tolerance),
+            coherent=a.coherent or b.coherent,
         )
         return fit_parts(total, own) if own is not None else total
 
     def _backward(self, node: Node) -> None:
         if node.output in self.sampled:
+            if self.on_cotangent is None:
+                self._sample_back(node, self.reasons[self._label(node)])
             return
         rule = registry.find(node.name)
         contributions = self.cotangents.get(node.output)
         if not contributions or rule is None:
+            return
+        if not hasattr(rule, "backward"):
+            self._sample_back(node, "its rule has no backward method")
             return
         states = [self.state_of(v) for v in node.inputs]
         out = self.known[node.output]
@@ -328,6 +359,8 @@ class Engine:
             self.cotangents[node.output] = contributions
             self.total.pop(node.output, None)
         whole = self.combined(node.output)
+        if self.measured_below:
+            return
         given = self.cotangents[node.output]
         if node.name != "pointwise" or len(given) == 1:
             # Only an activation gains by each reader's cotangent on its own.
@@ -359,7 +392,36 @@ class Engine:
                         ct = ct.map(lambda f: f.replace(joint=None))
                     self.cotangents.setdefault(v, []).append(ct)
 
+    def _measure_back(self, top: int, label: str, reason: str) -> None:
+        """Measures the cotangents of a value and of every wanted one before it.
+
+        They depend on it, or are not reached yet: one run of the model gives them all,
+        and what is given up is the grade of parallel branches alone.
+        """
+        self.reasons.setdefault(label, reason)
+        below = [v for v in self.cuts if v < top and v not in self.total]
+        wanted = [v for v in (*below, top) if self._is_float(v)]
+        try:
+            self.total.update(self.sampler.moments_back(wanted, label))
+        except Exception as error:  # whatever a derivative rule raises, or its lack
+            first = str(error).strip().partition("\n")[0]
+            self.reasons[label] = f"{reason}; no derivative: {first}"
+        self.measured_below = True
+
+    def _is_float(self, value: int) -> bool:
+        return jnp.issubdtype(self.traced.graph.avals[value].dtype, jnp.floating)
+
+    def _label(self, node: Node) -> str:
+        """The node with its primitive, the user's line, and the layer it is behind."""
+        before = [y.path for y in self.traced.layers if y.root < node.output]
+        return node.label + (f", behind {before[-1]}" if before else "")
+
     def _sample_back(self, node: Node, reason: str) -> None:
+        if self.on_cotangent is None:
+            below = [v for v in node.inputs if v not in self.ctx.data]
+            if below:
+                self._measure_back(max(below), self._label(node), reason)
+            return
         self.reasons[node.label] = reason
         wanted = {v: node.label for v in node.inputs if v not in self.ctx.data}
         if not wanted.keys() <= self.drawn_back.keys():
@@ -375,6 +437,13 @@ class Engine:
             self.cotangents[v] = [self.drawn_back[v]]
             self.total.pop(v, None)
         self.fixed = self.fixed | frozenset(wanted)
+
+
+def is_curved(node: Node) -> bool:
+    """Whether a node is a scalar function that is not homogeneous, as ReLU is."""
+    if node.name != "pointwise":
+        return False
+    return marginal.two_slopes(cached_float64(node.data)[0]) is None
 
 
 def deterministic(traced: TracedModel, inputs: Sequence[Any]) -> dict[int, np.ndarray]:

@@ -11,8 +11,10 @@ The sum stops at order 24; what is left at :math:`\rho = 1` is given to the last
 so that single positions are right and pairs err by less than that remainder.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.polynomial import hermite_e
@@ -20,6 +22,7 @@ from scipy.special import gammaln, ndtr, ndtri
 
 from layerwise.moments import dual
 from layerwise.theory import lags as lagging
+from layerwise.theory.response import Response, log_normal
 from layerwise.theory.state import Field
 
 
@@ -131,10 +134,10 @@ def two_slopes(phi: Numeric) -> tuple[float, float] | None:
 
 def latent_correlation(field: Field) -> np.ndarray:
     """Returns ``(class, *lags, *positions)``: correlation of the z of each pair."""
-    centred, sd = _centred(field)
+    covariance, sd = centred(field)
     pair = sd * lagging.shifted(sd, field.lags)
-    rho = np.zeros(centred.shape)
-    np.divide(centred, pair, out=rho, where=np.broadcast_to(pair > 0, rho.shape))
+    rho = np.zeros(covariance.shape)
+    np.divide(covariance, pair, out=rho, where=np.broadcast_to(pair > 0, rho.shape))
     np.clip(rho, -1.0, 1.0, out=rho)
     if field.shape is None:
         return rho
@@ -143,7 +146,7 @@ def latent_correlation(field: Field) -> np.ndarray:
     return np.interp(rho, np.maximum.accumulate(got), grid)
 
 
-def _centred(field: Field) -> tuple[np.ndarray, np.ndarray]:
+def centred(field: Field) -> tuple[np.ndarray, np.ndarray]:
     """Returns covariances of pairs and standard deviations, both scaled."""
     product = 0.0
     if np.any(field.mean):
@@ -162,6 +165,41 @@ def _power_sum(coefficients: np.ndarray, rho: np.ndarray, start: int) -> np.ndar
     return out * rho**start
 
 
+class Local:
+    """How a function moves moments of (x, perturbation of x), near one law of x.
+
+    Args:
+        law: ``(node,)``: x at the nodes.
+        phi: The function.
+        slope: Its derivative.
+
+    Attributes:
+        growth: d log E[phi^2] / d log E[x^2].
+        gradient_growth: d log E[phi'^2] / d log E[x^2].
+        together: E[phi^2 phi'^2] / E[phi^2] E[phi'^2].
+        turn: What a perturbation along x gains over one across it.
+        keeping: Squared alignment behind the function, per that in front.
+    """
+
+    def __init__(self, law: np.ndarray, phi: Numeric, slope: Numeric):
+        w, step = weights(), 1e-3
+        power = float(w @ law**2)
+        f2, g2 = phi(law) ** 2, slope(law) ** 2
+        value, gradient = (max(float(w @ v), 1e-300) for v in (f2, g2))
+
+        def growth(function: Numeric) -> float:
+            up, down = (
+                float(w @ function(np.sqrt(t) * law) ** 2) for t in (1 + step, 1 - step)
+            )
+            return float(np.log(max(up, 1e-300) / max(down, 1e-300))) / (2 * step)
+
+        self.growth, self.gradient_growth = growth(phi), growth(slope)
+        self.together = float(w @ (f2 * g2)) / (value * gradient)
+        self.turn = float(w @ (g2 * law**2)) / (power * gradient) - 1.0
+        along = float(w @ (phi(law) * slope(law) * law))
+        self.keeping = along**2 / (power * value * gradient)
+
+
 class Pointwise:
     """Moments of functions of one field, sharing what they have in common.
 
@@ -170,7 +208,7 @@ class Pointwise:
     """
 
     def __init__(self, field: Field):
-        self.field = field
+        self.field, self.shift = field, 0.0
         with np.errstate(over="ignore", under="ignore"):
             self.unit = float(np.exp(0.5 * field.log_scale))
         self.var = np.maximum(field.second - field.mean**2, 0.0)
@@ -186,10 +224,15 @@ class Pointwise:
         """Latent correlation of every pair."""
         return latent_correlation(self.field)
 
-    def values(self, function: Numeric) -> np.ndarray:
-        """Returns ``(distinct, node)``: the function at every position and node."""
+    def values(self, function: Numeric, power: float = 1.0) -> np.ndarray:
+        """Returns ``(distinct, node)``: the function at every position and node.
+
+        Args:
+            function: The function.
+            power: Factor of the field's second moment (one network's, say).
+        """
         g = nodes() if self.field.shape is None else self.field.shape
-        mean, sd = self.sites
+        mean, sd = self.sites * np.sqrt(power)
         return function(mean[:, None] + sd[:, None] * g[None, :])
 
     def expand(self, site_values: np.ndarray) -> np.ndarray:
@@ -231,7 +274,7 @@ class Pointwise:
         return table
 
     def apply(self, phi: Numeric) -> Field:
-        """Returns the field of phi(x)."""
+        """Returns the field of phi(x); `shift` is what the spread did to its log."""
         f = self.field
         slopes = two_slopes(phi)
         g = nodes() if f.shape is None else f.shape
@@ -247,22 +290,51 @@ class Pointwise:
             table = pair * dual.two_slope_dual(up, down, 1.0, 1.0, self.rho)
             mean = 0.5 * (up - down) * np.sqrt(2 / np.pi) * sd
             shape = standardize(np.where(g > 0, up, down) * g)
-            return Field(mean, table, f.lags, f.log_scale, shape)
-        values = self.values(phi)
-        mean, _, table = self.pairs(values)
-        typical = self.sites.mean(axis=1) * np.array([1.0, 1.0])
+            return Field(mean, table, f.lags, f.log_scale, shape, spread=f.spread)
+        mean, table, spread, self.shift = self.averaged(phi)
+        typical = self.sites.mean(axis=1)
         shape = standardize(phi(typical[0] + typical[1] * g))
         odd = f.symmetric and bool(
             np.allclose(mean, 0.0, atol=1e-9 * np.sqrt(np.abs(table).max() + 1e-300))
         )
-        out = Field(mean, table, f.lags, 0.0, shape, symmetric=odd)
+        out = Field(mean, table, f.lags, 0.0, shape, symmetric=odd, spread=spread)
         return out.normalized()
+
+    def averaged(self, function: Numeric) -> tuple[np.ndarray, np.ndarray, Any, float]:
+        """Returns moments of a function, the field's own second moment fluctuating.
+
+        Returns:
+            Its mean, its pair table, the spread of its second moment, and by how much
+            the fluctuation moved the logarithm of that.
+        """
+        mean, second, table = self.pairs(self.values(function))
+        own = self.field.own_spread
+        factors, chances = log_normal(own)
+        if len(factors) == 1:
+            return mean, table, 0.0, 0.0
+        w = weights()
+        values = [self.values(function, t) for t in factors]
+        mean = self.expand(sum(p * (v @ w) for p, v in zip(chances, values)))
+        each = np.stack([self.expand(np.square(v) @ w) for v in values])
+        full = np.tensordot(chances, each, (0, 0))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gain = np.where(second > 0, full / np.where(second > 0, second, 1.0), 1.0)
+        root = np.sqrt(gain)
+        table = table * root * lagging.shifted(root, self.field.lags)
+        totals = each.reshape(len(factors), -1).mean(axis=1)
+        top = float(chances @ totals)
+        if not top > 0:
+            return mean, table, 0.0, 0.0
+        after = float(chances @ totals**2) / top**2 - 1.0
+        spread = self.field.spreads * (after / own)
+        return mean, table, spread, float(np.log(top / np.mean(second)))
 
     def pull_back(self, cotangent: Field, phi: Numeric, slope: Numeric) -> Field:
         """Returns the cotangent at x of a cotangent at phi(x).
 
-        The two are taken for independent, given the pair's values (exact as the width
-        goes to infinity).
+        The two are taken for independent given the pair's values, as they are when the
+        width goes to infinity; what their dependence adds to order 1/width is in the
+        cotangent's response.
         """
         f = self.field
         slopes = two_slopes(phi)
@@ -270,6 +342,7 @@ class Pointwise:
             return cotangent.scaled(slopes[0] ** 2).replace(
                 joint=self._linear_joint(cotangent, slopes[0])
             )
+        gain, response = 0.0, cotangent.response
         if slopes is not None and f.shape is None and not np.any(f.mean):
             table = dual.two_slope_slope_dual(*slopes, self.rho)
             at = (0, *(v.index(0) for v in f.lags))
@@ -278,18 +351,76 @@ class Pointwise:
             pair = sd * lagging.shifted(sd, f.lags)
             joint = pair * dual.two_slope_dual(*slopes, 1.0, 1.0, self.rho)
             joint *= np.exp(np.clip(f.log_scale, -700, 700))
+            response = dataclasses.replace(response, **self._kink(*slopes))
         else:
-            _, _, table = self.pairs(self.values(slope))
+            _, table, _, self.shift = self.averaged(slope)
             _, _, joint = self.pairs(self.values(lambda x: slope(x) * x))
+            gain, response = self._respond(response, phi, slope)
+            self.shift = abs(self.shift) + abs(gain)
         return Field(
             np.zeros(f.sizes),
             cotangent.table * table,
             cotangent.lags,
-            cotangent.log_scale,
+            cotangent.log_scale + gain,
             symmetric=True,
             comb=cotangent.comb,
             joint=cotangent.table * joint,
+            response=response,
         ).normalized()
+
+    def local(self, phi: Numeric, slope: Numeric) -> "Local":
+        """Returns what a function does at a typical position."""
+        mean, sd = self.sites.mean(axis=1)
+        g = nodes() if self.field.shape is None else self.field.shape
+        return Local(mean + sd * g, phi, slope)
+
+    def _respond(
+        self, after: Response, phi: Numeric, slope: Numeric
+    ) -> tuple[float, Response]:
+        """Returns what `after` adds to the logarithm, and the response in front."""
+        local = self.local(phi, slope)
+        variance = float(np.log1p(self.field.own_spread))
+        gain = after.power * local.growth * local.gradient_growth * variance
+        gain += after.unit * (local.together - 1.0)
+        # Positive as they should be, beyond the first order too.
+        whole = np.exp(-np.clip(gain, -1.0, 1.0))
+        return float(gain), Response(
+            float(whole * (local.gradient_growth + after.power * local.growth)),
+            float(whole * after.alignment * local.keeping),
+            **self._curvature(slope, local.turn),
+        )
+
+    def _typical_rho(self) -> np.ndarray:
+        """``(*lags,)``: mean latent correlation of a pair of one example."""
+        inside = lagging.inside(self.field.lags, self.field.sizes)
+        over = tuple(range(-self.field.rank, 0)) if self.field.rank else ()
+        count = np.maximum(inside.sum(axis=over), 1)
+        return np.asarray((self.rho[0] * inside).sum(axis=over) / count)
+
+    def _kink(self, up: float, down: float) -> dict[str, np.ndarray]:
+        """The response's bend and curl of two slopes; at one position they cancel."""
+        rho = np.clip(self._typical_rho(), -0.999, 0.999)
+        jump = (up - down) ** 2 / (2 * np.pi * np.sqrt(1 - rho**2))
+        jump = np.asarray(jump / dual.two_slope_slope_dual(up, down, rho))
+        jump[tuple(v.index(0) for v in self.field.lags)] = 0.0
+        return {"bend": jump, "curl": -rho * jump}
+
+    def _curvature(self, slope: Numeric, turn: float) -> dict[str, np.ndarray]:
+        """The bend and curl of a smooth function, by Hermite coefficients."""
+        rho = self._typical_rho()
+        mean, sd = self.sites.mean(axis=1)
+        g = nodes() if self.field.shape is None else self.field.shape
+        b = slope(mean + sd * g) @ _hermite()
+        n = np.arange(ORDER + 1)
+        powers = rho[..., None] ** n
+        pair = powers @ b**2
+        bend = powers[..., :-1] @ (n[1:] * b[1:] ** 2)
+        curl = powers[..., :-2] @ (np.sqrt(n[1:-1] * n[2:]) * b[2:] * b[:-2])
+        pair = np.where(np.abs(pair) > 1e-12, pair, 1.0)
+        bend, curl = np.asarray(bend / pair), np.asarray(curl / pair)
+        zero = tuple(v.index(0) for v in self.field.lags)
+        bend[zero], curl[zero] = 0.5 * turn, 0.0
+        return {"bend": bend, "curl": curl}
 
     def _linear_joint(self, cotangent: Field, slope: float) -> np.ndarray | None:
         # E[ct ct' x x'] with x = y / slope: the scale was multiplied by slope**2.

@@ -123,20 +123,19 @@ def _prediction(
     # the weights together, and the cotangents with them (first layer on images).
     shared = method == "kernel" and any(y.kind == "conv" for y in traced.layers)
     for direction in DIRECTIONS:
-        column: dict[str, list[Any]] = {k: [] for k in ("m", "s", "l", "g", "h")}
+        column: dict[str, list[Any]] = {k: [] for k in "mslght"}
         for site in sites:
             state = _state(engine, site.value, direction)
             if state is None:
-                values = (np.nan, np.nan, np.nan, None, None)
+                values = (np.nan, np.nan, np.nan, None, None, np.nan)
             else:
                 mean, log, second = state.moments()
                 grade = _grade(state)
                 if direction == "backward" and grade is Grade.EXACT and shared:
                     grade = Grade.APPROXIMATE
-                values = (mean, second, log, grade, _mean_grade(state))
-            for k, v in zip(
-                "mslgh", (values[0], values[1], values[2], *values[3:]), strict=True
-            ):
+                bound = np.nan if grade is Grade.MEASURED else state.tolerance
+                values = (mean, second, log, grade, _mean_grade(state), bound)
+            for k, v in zip("mslght", values, strict=True):
                 column[k].append(v)
         columns[direction] = column
     return Prediction(
@@ -146,6 +145,7 @@ def _prediction(
         log_second={d: np.array(columns[d]["l"]) for d in DIRECTIONS},
         grade={d: tuple(columns[d]["g"]) for d in DIRECTIONS},
         mean_grade={d: tuple(columns[d]["h"]) for d in DIRECTIONS},
+        tolerance={d: np.array(columns[d]["t"]) for d in DIRECTIONS},
         sampled=dict(engine.reasons),
         equations=sum(len(n.equations) for n in engine.nodes),
         factors=_factors(traced, engine),
@@ -283,6 +283,7 @@ def _recursion(traced: TracedModel, law: laws.Law, arrays: tuple) -> Prediction:
         log_second=logs,
         grade={d: tuple(v) for d, v in grade.items()},
         mean_grade=empty,
+        tolerance={d: np.full(len(sites), np.nan) for d in DIRECTIONS},
         sampled={},
         equations=len(traced.graph.equations),
         factors={},

@@ -35,6 +35,8 @@ class Prediction:
         log_second: Its natural logarithm, right also beyond the range of float64.
         grade: The same, a `Grade` for each second moment.
         mean_grade: The same, for each mean.
+        tolerance: Bound on the error of `log_second`, stated by the rules on the way
+            there and added up; NaN for what is `measured`, and with "recursion".
         sampled: Label of each sampled equation -> why it was.
         equations: Number of equations interpreted.
         factors: Layer path -> factor name -> by what it multiplied the second moment.
@@ -51,6 +53,7 @@ class Prediction:
     log_second: dict[str, np.ndarray]
     grade: dict[str, tuple[Grade | None, ...]]
     mean_grade: dict[str, tuple[Grade | None, ...]]
+    tolerance: dict[str, np.ndarray]
     sampled: Mapping[str, str]
     equations: int
     factors: Mapping[str, Mapping[str, float]]

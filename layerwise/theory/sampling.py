@@ -6,7 +6,7 @@ are taken from what comes out. Everything that depends on it is graded `measured
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -64,14 +64,44 @@ class Sampler:
 
         return self._collect(run, values, label)
 
+    def moments_back(self, values: Sequence[int], label: str) -> dict[int, State]:
+        """Returns mean and second moment of the cotangents of some values."""
+        run = self._pullback(values)
+
+        @jax.jit
+        def moments(key: jax.Array) -> dict[int, tuple[jax.Array, jax.Array]]:
+            found = run(key)
+            wide = {v: x.astype(jnp.float32) for v, x in found.items()}
+            return {v: (x.mean(), jnp.square(x).mean()) for v, x in wide.items()}
+
+        means, seconds = np.zeros(len(values)), np.zeros(len(values))
+        for key in jax.random.split(jax.random.key(self.seed), self.draws):
+            got = moments(key)
+            means += [float(got[v][0]) / self.draws for v in values]
+            seconds += [float(got[v][1]) / self.draws for v in values]
+        return {
+            v: State(
+                (),
+                ((1, Field(np.asarray(m), np.asarray([s]), ())),),
+                Grade.MEASURED,
+                Grade.MEASURED,
+                frozenset([label]),
+                frozenset([v]),
+            )
+            for v, m, s in zip(values, means, seconds, strict=True)
+        }
+
     def backward(
         self, values: Sequence[int], label: dict[int, str]
     ) -> dict[int, State]:
         """Returns the states of the cotangents of some values."""
+        return self._collect(jax.jit(self._pullback(values)), values, label)
+
+    def _pullback(self, values: Sequence[int]) -> Callable[..., dict[int, jax.Array]]:
+        """Returns ``key -> the cotangents of some values`` in a drawn network."""
         graph = self.ctx.traced.graph
         avals = graph.avals
 
-        @jax.jit
         def run(key: jax.Array) -> dict[int, jax.Array]:
             args = self._args(jax.random.fold_in(key, 0))
 
@@ -92,7 +122,7 @@ class Sampler:
             zero = {v: jnp.zeros(avals[v].shape, avals[v].dtype) for v in values}
             return jax.grad(loss)(zero)
 
-        return self._collect(run, values, label)
+        return run
 
     def _collect(
         self, run: Any, values: Sequence[int], label: dict[int, str]

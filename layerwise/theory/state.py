@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from layerwise.theory import lags as lagging
+from layerwise.theory.response import NO_RESPONSE, Response
 
 
 class Grade(enum.IntEnum):
@@ -50,6 +51,9 @@ class Field:
             where whatever chose the cotangent looked at the value (max pooling).
         weights: Random weights that one channel is made of (its fan-in); a statistic of
             one channel has no more degrees of freedom than these.
+        spread: ``(*lags,)``: relative covariance of the second moments of a pair of
+            positions, over networks and examples; 0.0 for none.
+        response: Cotangents only: what they gain by such fluctuations of the value.
     """
 
     mean: Any  # arrays; NumPy makes scalars of those without axes
@@ -62,6 +66,8 @@ class Field:
     joint: Any = None
     through: Any = None
     weights: float = np.inf
+    spread: Any = 0.0
+    response: Response = NO_RESPONSE
 
     @property
     def rank(self) -> int:
@@ -83,6 +89,16 @@ class Field:
         """``(*positions,)``: scaled second moments."""
         return np.asarray(self.table[(0, *(v.index(0) for v in self.lags))])
 
+    @property
+    def spreads(self) -> np.ndarray:
+        """``(*lags,)``: the spread, filled in."""
+        return np.broadcast_to(self.spread, [len(v) for v in self.lags])
+
+    @property
+    def own_spread(self) -> float:
+        """The spread of single positions."""
+        return float(self.spreads[tuple(v.index(0) for v in self.lags)])
+
     def single(self) -> "Field":
         """Returns the field with single positions only, pairs forgotten."""
         at = tuple(slice(v.index(0), v.index(0) + 1) for v in self.lags)
@@ -95,6 +111,8 @@ class Field:
             lags=((0,),) * self.rank,
             joint=cut(self.joint),
             through=cut(self.through),
+            spread=self.own_spread,
+            response=self.response.single(tuple(v.index(0) for v in self.lags)),
         )
 
     def replace(self, **changes: object) -> "Field":
@@ -147,6 +165,11 @@ class State:
         roots: Random roots that it is a function of, weights of its own left out:
             values with disjoint roots are independent in a wide network.
         terms: The value as a sum of others, ``(value, coefficient)``.
+        tolerance: Bound on the error of the logarithm of the second moment: what the
+            rules on the way state for themselves, added up.
+        pair_tolerance: The same for the pair moments, on top of it.
+        coherent: Cotangents only: whether those of different positions depend on each
+            other, so that the weights between them and the masks matter together.
     """
 
     axes: tuple[str, ...]
@@ -156,6 +179,9 @@ class State:
     sources: frozenset[str] = frozenset()
     roots: frozenset[int] = frozenset()
     terms: tuple[tuple[int, float], ...] = ()
+    tolerance: float = 0.0
+    pair_tolerance: float = 0.0
+    coherent: bool = False
 
     @property
     def channels(self) -> int:
@@ -186,6 +212,14 @@ class State:
         return dataclasses.replace(self, parts=parts, **changes)  # type: ignore[arg-type]
 
 
+def common(shares: Sequence[float], spreads: Sequence[Any]) -> np.ndarray:
+    """Returns the spread of a sum whose terms rise and fall together."""
+    roots = [
+        s * np.sqrt(np.maximum(v, 0.0)) for s, v in zip(shares, spreads, strict=True)
+    ]
+    return np.asarray(sum(roots)) ** 2
+
+
 def mix(fields: Sequence[Field], weights: Sequence[float]) -> Field:
     """Returns the average of fields, weighted: what a channel taken at random has."""
     live = [(f, w) for f, w in zip(fields, weights, strict=True) if w > 0]
@@ -198,6 +232,8 @@ def mix(fields: Sequence[Field], weights: Sequence[float]) -> Field:
     joint = None
     if any(f.joint is not None for f, _ in at):
         joint = sum(w * (f.table if f.joint is None else f.joint) for f, w in at)
+    power = [w * float(np.mean(f.second)) for f, w in at]
+    shares = [p / sum(power) for p in power] if sum(power) > 0 else [w for _, w in at]
     return Field(
         mean=np.asarray(sum(w * f.mean for f, w in at)),
         table=np.asarray(sum(w * f.table for f, w in at)),
@@ -208,6 +244,8 @@ def mix(fields: Sequence[Field], weights: Sequence[float]) -> Field:
         comb=comb,
         joint=None if joint is None else np.asarray(joint),
         weights=min(f.weights for f, _ in at),
+        spread=common(shares, [f.spread for f, _ in at]),
+        response=Response.average([f.response for f, _ in at], shares),
     )
 
 

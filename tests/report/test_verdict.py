@@ -422,6 +422,7 @@ def rows(m: lw.Measurement, keep: slice) -> lw.Measurement:
     var = {d: x[keep] for d, x in m.variance.items()}
     return dataclasses.replace(
         m, mean=cut, variance=var, draws=m.draws[keep],
+        read={d: x[keep] for d, x in m.read.items()},
         weight_variance=m.weight_variance[keep], bias_variance=m.bias_variance[keep],
     )  # fmt: skip
 
@@ -449,6 +450,21 @@ def test_drift_is_found_with_its_rate_and_first_layer(
     assert rate.value == pytest.approx(factor**1.5, rel=0.5)
     assert 0 < rate.sem < rate.value
     assert found[0].path == ("Dense_2" if direction == "forward" else "Dense_0")
+
+
+def test_the_network_that_was_passed_in_is_judged_too(measured):
+    layers = np.array([s.layer for s in measured.sites], float)
+    sick = changed(measured, "forward", 0.01**layers)
+    first = lambda a, b: {d: np.r_[a[d][:1], b[d][1:]] for d in a}
+    mixed = dataclasses.replace(
+        measured,
+        draws=np.array([-1, *range(7)]),
+        mean=first(sick.mean, measured.mean),
+        variance=first(sick.variance, measured.variance),
+    )
+    found = lw.diagnose(mixed)
+    assert found.verdict == "sick"
+    assert found[0].reason.startswith("in the network that was passed in, ")
 
 
 def test_few_networks_cannot_show_health(measured):

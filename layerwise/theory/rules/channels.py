@@ -150,6 +150,8 @@ class Concatenate:
             Grade(max(s.grade for s in states)),
             frozenset().union(*(s.sources for s in states)),
             frozenset().union(*(s.roots for s in states)),
+            tolerance=max(s.tolerance for s in states),
+            pair_tolerance=max(s.pair_tolerance for s in states),
         )
 
     @staticmethod

@@ -10,7 +10,14 @@ from layerwise.moments.activations import cached_float64
 from layerwise.theory import lags as lagging, marginal
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
-from layerwise.theory.state import Field, Grade, State, mix
+from layerwise.theory.response import Response
+from layerwise.theory.state import Field, Grade, State, common, mix
+
+
+ROUNDING = 0.002
+"""Quadrature, and the second order of 1/width."""
+NOT_NORMAL = 0.02
+"""An activation of a value that is not normal, at the law that its rule gives it."""
 
 
 def worst(*grades: Grade) -> Grade:
@@ -24,14 +31,32 @@ class Pointwise:
 
     @staticmethod
     def forward(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
-        """Exact for two slopes (ReLU) of a symmetric law, else in the wide limit."""
+        """Exact for two slopes (ReLU) of a symmetric law, else to order 1/width.
+
+        States half of what the fluctuation of the second moment moves as its error.
+        """
         (state,) = states
-        phi = cached_float64(node.data)[0]
+        phi, slope = cached_float64(node.data)
         slopes = marginal.two_slopes(phi)
         linear = slopes is not None and slopes[0] == slopes[1]
         symmetric = all(f.symmetric for _, f in state.parts)
         exact = linear or (slopes is not None and symmetric)
-        out = state.map(lambda f: marginal.Pointwise(f).apply(phi))
+        runs = [(n, marginal.Pointwise(f)) for n, f in state.parts]
+        out = dataclasses.replace(
+            state, parts=tuple((n, r.apply(phi)) for n, r in runs)
+        )
+        if not exact:
+            normal = all(f.shape is None for _, f in state.parts)
+            shift = max(abs(r.shift) for _, r in runs)
+            growth = max(r.local(phi, slope).growth for _, r in runs)
+            own = 0.5 * shift + (ROUNDING if normal else NOT_NORMAL)
+            out = dataclasses.replace(
+                out, tolerance=max(growth, 0.0) * state.tolerance + own
+            )
+        if not linear:
+            out = dataclasses.replace(
+                out, pair_tolerance=state.pair_tolerance + pair_error(state)
+            )
         second = state.grade if exact else worst(state.grade, Grade.APPROXIMATE)
         mean = state.mean_grade if linear else worst(state.grade, Grade.APPROXIMATE)
         terms: tuple[tuple[int, float], ...] = ()
@@ -57,12 +82,15 @@ class Pointwise:
             # residual): the same units stay active from block to block, so that the
             # cotangent that comes down the skip depends on this derivative.
             raise NoSoundRule("a derivative that depends on the cotangent")
-        parts = []
+        parts, shift, growth = [], 0.0, 0.0
         for (n, f), (_, ct) in zip(states[0].parts, cotangent.parts, strict=True):
             if ct.through is not None:
                 got = ct.replace(table=ct.through, through=None, joint=None)
             else:
-                got = marginal.Pointwise(f).pull_back(ct, phi, slope)
+                run = marginal.Pointwise(f)
+                got = run.pull_back(ct, phi, slope)
+                shift = max(shift, abs(run.shift))
+                growth = max(growth, abs(run.local(phi, slope).gradient_growth))
             parts.append((n, got))
         symmetric = all(f.symmetric for _, f in states[0].parts)
         sound = linear or (slopes is not None and symmetric)
@@ -70,11 +98,32 @@ class Pointwise:
         grade = cotangent.grade if linear else worst(cotangent.grade, states[0].grade)
         grade = grade if sound else worst(grade, Grade.APPROXIMATE)
         sources = cotangent.sources | (frozenset() if sound else states[0].sources)
+        tolerance = cotangent.tolerance
+        if not sound:
+            tolerance += growth * states[0].tolerance + 0.5 * shift + ROUNDING
         return [
             dataclasses.replace(
-                cotangent, parts=tuple(parts), grade=grade, sources=sources
+                cotangent,
+                parts=tuple(parts),
+                grade=grade,
+                sources=sources,
+                tolerance=tolerance,
+                pair_tolerance=cotangent.pair_tolerance
+                + (0.0 if linear else pair_error(states[0])),
             )
         ]
+
+
+def pair_error(state: State) -> float:
+    """Returns how far an activation's pair moments may be off, as a logarithm.
+
+    The correlation of a pair fluctuates with the second moments (`Field.spread`), and
+    the dual activation is not linear in it.
+    """
+    return PAIRS * max(f.own_spread for _, f in state.parts)
+
+
+PAIRS = 0.1
 
 
 def _terms(state: State, value: int) -> tuple[tuple[int, float], ...]:
@@ -112,6 +161,8 @@ def add_fields(f: Field, g: Field, sign: float = 1.0) -> Field:
     elif not np.any(g.table):
         scale = f.log_scale
     f, g = f.rescaled(scale), g.rescaled(scale)
+    power = [float(np.mean(x.second)) for x in (f, g)]
+    shares = [p / sum(power) if sum(power) > 0 else 0.5 for p in power]
     table = f.table + g.table
     if np.any(f.mean) and np.any(g.mean):
         table = table + sign * (
@@ -129,6 +180,8 @@ def add_fields(f: Field, g: Field, sign: float = 1.0) -> Field:
         symmetric=f.symmetric and g.symmetric,
         comb=tuple(int(np.gcd(x, y)) for x, y in zip(f.combs, g.combs, strict=True)),
         weights=f.weights + g.weights,
+        spread=common(shares, [f.spread, g.spread]),
+        response=Response.average([f.response, g.response], shares),
     ).normalized()
 
 
@@ -167,6 +220,9 @@ class Sum:
             a.sources | b.sources,
             a.roots | b.roots,
             tuple(terms.items()) if len(terms) <= 64 else (),
+            tolerance=max(a.tolerance, b.tolerance)
+            + (0.0 if any(zero_mean) else MEANS),
+            pair_tolerance=max(a.pair_tolerance, b.pair_tolerance),
         )
 
     @staticmethod
@@ -178,7 +234,20 @@ class Sum:
         cotangent: State,
     ) -> Sequence[State | None]:
         """Copies the cotangent to both terms."""
-        return [fit_parts(cotangent, s) for s in states]
+        return [_of_term(fit_parts(cotangent, s), s, out) for s in states]
+
+
+def _of_term(cotangent: State, term: State, total: State) -> State:
+    """Returns a sum's cotangent as a term's: of the sum's power it has a share."""
+    with np.errstate(under="ignore", invalid="ignore"):
+        share = float(np.exp(min(term.moments()[1] - total.moments()[1], 0.0)))
+    if not np.isfinite(share):
+        return cotangent
+    return cotangent.map(lambda f: f.replace(response=f.response.scaled(share)))
+
+
+MEANS = 0.01
+"""A sum of two values neither of which has zero mean: their means' fluctuations."""
 
 
 def fit_parts(cotangent: State, value: State) -> State:
@@ -324,7 +393,7 @@ class Multiply:
         a, b = states
         if a.roots & b.roots or a.axes != b.axes:
             raise NoSoundRule("a product of functions of the same signal")
-        parts = tuple((n, _product(f, g)) for n, f, g in aligned(a, b))
+        parts = tuple((n, _product(f, g, _together(a, b))) for n, f, g in aligned(a, b))
         return State(
             a.axes,
             parts,
@@ -332,6 +401,8 @@ class Multiply:
             worst(a.grade, b.grade, Grade.APPROXIMATE),
             a.sources | b.sources,
             a.roots | b.roots,
+            tolerance=a.tolerance + b.tolerance + PRODUCT + _together(a, b) / 2,
+            pair_tolerance=a.pair_tolerance + b.pair_tolerance,
         )
 
     @staticmethod
@@ -356,21 +427,37 @@ class Multiply:
                 parts=tuple(runs),
                 grade=worst(cotangent.grade, other.grade, Grade.APPROXIMATE),
                 sources=cotangent.sources | other.sources,
+                tolerance=cotangent.tolerance
+                + other.tolerance
+                + PRODUCT
+                + max(f.own_spread for s in (a, b) for _, f in s.parts) / 2,
             )
             back.append(fit_parts(got, mine))
         return back
 
 
-def _product(f: Field, g: Field) -> Field:
+PRODUCT = 0.02
+
+
+def _together(a: State, b: State) -> float:
+    """Returns what powers that rise and fall together add to the logarithm."""
+    covariance = np.sqrt(max(f.own_spread for _, f in a.parts)) * np.sqrt(
+        max(f.own_spread for _, f in b.parts)
+    )
+    return float(np.log1p(covariance))
+
+
+def _product(f: Field, g: Field, together: float = 0.0) -> Field:
     if f.lags != g.lags or f.sizes != g.sizes:
         raise NoSoundRule("operands with different positions")
     return Field(
         f.mean * g.mean,
         f.table * g.table,
         f.lags,
-        f.log_scale + g.log_scale,
+        f.log_scale + g.log_scale + together,
         shape=_product_shape(f, g),
         symmetric=f.symmetric or g.symmetric,
+        spread=common([1.0, 1.0], [f.spread, g.spread]),
     ).normalized()
 
 

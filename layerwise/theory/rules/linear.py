@@ -9,11 +9,13 @@ where t runs over the taps that reach a real input at both. Exact at any width, 
 padding, dilation and number of groups. Backward the same sum is read the other way.
 """
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from layerwise.theory import data, lags as lagging
+from layerwise.theory import data, fluctuation, lags as lagging
 from layerwise.theory.context import Node, RuleContext, WeightMoments
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.state import Field, Grade, State
@@ -70,7 +72,11 @@ class Convolution:
         roles[spec.out_spec[0]], roles[spec.out_spec[1]] = "b", "c"
         channels = ctx.shape(node.output)[spec.out_spec[1]]
         taps = int(np.prod([a.taps for a in axes]))
-        got = got.replace(weights=float(fan * taps))
+        if source in ctx.data:
+            spread = 0.0 if ctx.white else _spread_of_data(ctx, source, axes, got.lags)
+        else:
+            spread = fluctuation.contracted(state, *_taps(axes), got.lags)
+        got = got.replace(weights=float(fan * taps), spread=spread)
         return _output(state, tuple(roles), channels, got)
 
     @staticmethod
@@ -90,8 +96,64 @@ class Convolution:
         axes = tuple(axes[i] for i in np.argsort(spec.lhs_spec[2:]))
         groups = equation.params["feature_group_count"]
         fan = shapes[1][spec.rhs_spec[0]] // groups
-        got = convolve(ctx, cotangent.average(), axes, transpose=True)
-        return [_like(states[0], cotangent, got.scaled_safe(weight.second * fan))]
+        ct = cotangent.average()
+        got = convolve(ctx, ct, axes, transpose=True)
+        whole = _around(ctx, node.inputs[0], axes)
+        response, own = fluctuation.pulled_through(
+            ct, whole, *_taps(axes), coherent=cotangent.coherent
+        )
+        got = got.scaled_safe(weight.second * fan * float(np.exp(own)))
+        like = _like(states[0], cotangent, got.replace(response=response))
+        shared = cotangent.coherent and not ctx.white and any(a.taps > 1 for a in axes)
+        tolerance = cotangent.tolerance + abs(own) / 2
+        tolerance += SHARED / shapes[1][spec.rhs_spec[1]] if shared else 0.0
+        return [dataclasses.replace(like, tolerance=tolerance)]
+
+
+SHARED = 1.0
+"""Per channel read: weights and masks depend on each other where pixels are alike."""
+
+
+def _around(ctx: RuleContext, value: int, axes: Sequence[Axis]) -> State:
+    """Returns the state of a convolution's input, data at the lags within its taps."""
+    if value not in ctx.data:
+        return ctx.state_of(value)
+    reach = [2 * (a.taps - 1) * a.kernel_dilation // a.input_dilation for a in axes]
+    lags = [
+        tuple(range(-min(r, a.size - 1), min(r, a.size - 1) + 1))
+        for r, a in zip(reach, axes, strict=True)
+    ]
+    return data.state(ctx, value, tuple(lags))
+
+
+def _taps(axes: Sequence[Axis]) -> tuple[fluctuation.Taps, list[float]]:
+    """Taps of each axis, and positions of the input between two outputs."""
+    taps = [(a.taps, a.kernel_dilation / a.input_dilation) for a in axes]
+    return taps, [a.stride / a.input_dilation for a in axes]
+
+
+def _spread_of_data(
+    ctx: RuleContext,
+    source: int,
+    axes: Sequence[Axis],
+    lags: Sequence[tuple[int, ...]],
+) -> Any:
+    """Relative variance over examples of the sum of squares under the taps. Exact."""
+    x = np.asarray(ctx.data[source], np.float64)
+    if x.shape[0] != ctx.batch or ctx.batch == 1:
+        return 0.0
+    squares = np.square(x).mean(axis=-1)
+    for a, axis in enumerate(axes):
+        moved = np.moveaxis(squares, 1 + a, -1) @ _reach(axis).T
+        squares = np.moveaxis(moved, -1, 1 + a)
+    return fluctuation.of_batch(squares, lags)
+
+
+def _reach(axis: Axis) -> np.ndarray:
+    reach = np.zeros((axis.n_outputs, axis.size))
+    o, t = np.nonzero(axis.sources >= 0)
+    np.add.at(reach, (o, axis.sources[o, t]), 1.0)
+    return reach
 
 
 def _wanted(ctx: RuleContext, axis: Axis) -> tuple[int, ...]:
@@ -115,11 +177,7 @@ def convolve(
     table, lags, comb = field.table, list(field.lags), list(field.combs)
     rank = len(axes)
     for a, axis in enumerate(axes):
-        reach = np.zeros((axis.n_outputs, axis.size))
-        o, t = np.nonzero(axis.sources >= 0)
-        np.add.at(reach, (o, axis.sources[o, t]), 1.0)
-        if transpose:
-            reach = reach.T
+        reach = _reach(axis).T if transpose else _reach(axis)
         up, down = (axis.input_dilation, axis.stride)
         if transpose:
             up, down = down, up
@@ -188,6 +246,8 @@ def _output(state: State, axes: tuple[str, ...], channels: int, field: Field) ->
         mean_grade=state.grade if measured else Grade.EXACT,
         grade=state.grade,
         sources=state.sources,
+        tolerance=state.tolerance,
+        pair_tolerance=state.pair_tolerance,
     )
 
 
@@ -200,6 +260,9 @@ def _like(value: State, cotangent: State, field: Field) -> State:
         cotangent.mean_grade,
         cotangent.grade,
         cotangent.sources,
+        tolerance=cotangent.tolerance,
+        pair_tolerance=cotangent.pair_tolerance,
+        coherent=cotangent.coherent,
     )
 
 
@@ -222,6 +285,9 @@ class Product:
             symmetric=True,
             comb=got.comb,
             weights=float(fan),
+            spread=fluctuation.contracted(
+                state, *_ones(state), got.lags, fixed=node.inputs[0] in ctx.data
+            ),
         )
         return _output(state, roles, channels, field.normalized())
 
@@ -240,9 +306,19 @@ class Product:
         shape = ctx.shape(equation.inputs[side])  # type: ignore[arg-type]
         used = {*contract[side], *batched[side]}
         fan = int(np.prod([n for a, n in enumerate(shape) if a not in used]))
-        got = cotangent.average().scaled_safe(weight.second * fan)
-        field = got.replace(joint=None)
-        return [_like(states[0], cotangent, field)]
+        ct = cotangent.average()
+        whole = ctx.state_of(node.inputs[0])
+        response, own = fluctuation.pulled_through(ct, whole, *_ones(whole))
+        got = ct.scaled_safe(weight.second * fan * float(np.exp(own)))
+        field = got.replace(joint=None, response=response)
+        like = _like(states[0], cotangent, field)
+        return [dataclasses.replace(like, tolerance=cotangent.tolerance + abs(own) / 2)]
+
+
+def _ones(state: State) -> tuple[fluctuation.Taps, list[float]]:
+    """The taps of a matrix product: one position each."""
+    rank = state.parts[0][1].rank
+    return [(1, 1.0)] * rank, [1.0] * rank
 
 
 def _geometry(

@@ -133,17 +133,20 @@ class Normalize:
             if found.groups > 1:
                 raise NoSoundRule("groups of unlike channels")
             fields = ((state.channels, state.average()),)
-        parts = []
+        parts, own = [], 0.0
         for n, f in fields:
             stats = _statistics(ctx, found, extent, f)
             _check(stats)
-            parts.append((n, _normalized(found, f, stats)))
+            own = max(own, 3.0 / stats.freedom)
+            parts.append((n, _normalized(found, extent, f, stats)))
         return dataclasses.replace(
             state,
             parts=tuple(parts),
             grade=worst(state.grade, Grade.APPROXIMATE),
             mean_grade=worst(state.mean_grade, Grade.APPROXIMATE),
             terms=(),
+            tolerance=FORWARD,
+            pair_tolerance=state.pair_tolerance + own,
         )
 
     @staticmethod
@@ -161,24 +164,30 @@ class Normalize:
         fields = state.parts
         if extent.channels > 1 and len(fields) > 1:
             fields = ((state.channels, state.average()),)
-        parts = []
+        parts, own = [], 0.0
         fitted = fit_parts(cotangent, out)
         for (n, f), (_, y), (_, ct) in zip(
             fields, out.parts, fitted.parts, strict=True
         ):
             stats = _statistics(ctx, found, extent, f)
             _check(stats, ENOUGH_BACK)
+            own = max(own, BACKWARD + 3.0 / stats.freedom + f.own_spread / 4)
             parts.append((n, _pulled(found, extent, f, y, ct, stats)))
         got = dataclasses.replace(
             cotangent,
             parts=tuple(parts),
             grade=worst(cotangent.grade, state.grade, Grade.APPROXIMATE),
             sources=cotangent.sources | state.sources,
+            tolerance=cotangent.tolerance + state.tolerance + own,
+            pair_tolerance=cotangent.pair_tolerance + own,
+            coherent=True,
         )
         return [fit_parts(got, state)]
 
 
 ENOUGH_FORWARD, ENOUGH_BACK = 6.0, 32.0
+FORWARD, BACKWARD = 0.01, 0.03
+"""Stated errors with many degrees of freedom."""
 
 
 def _check(stats: _Statistics, enough: float = ENOUGH_FORWARD) -> None:
@@ -188,7 +197,9 @@ def _check(stats: _Statistics, enough: float = ENOUGH_FORWARD) -> None:
         )
 
 
-def _normalized(found: Normalization, f: Field, stats: _Statistics) -> Field:
+def _normalized(
+    found: Normalization, extent: Extent, f: Field, stats: _Statistics
+) -> Field:
     with np.errstate(over="ignore", under="ignore"):
         epsilon = found.epsilon * float(np.exp(-f.log_scale))
     root = np.sqrt(stats.variance + epsilon)
@@ -208,6 +219,7 @@ def _normalized(found: Normalization, f: Field, stats: _Statistics) -> Field:
         0.0,
         shape=f.shape,
         symmetric=f.symmetric and not found.offset,
+        spread=f.spread if extent.examples > 1 else 0.0,
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from layerwise.moments.activations import cached_float64
-from layerwise.theory import lags as lagging, marginal
+from layerwise.theory import fluctuation, lags as lagging, marginal
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.rules.elementwise import fit_parts, worst
@@ -29,6 +29,8 @@ from layerwise.tracing.connections import Axis
 
 
 MAX_WINDOW = 100
+FORWARD, BACKWARD = 0.02, 0.05
+"""Stated errors where the correlations are the same all over the map."""
 
 
 def _axes(ctx: RuleContext, node: Node, state: State) -> tuple[list[Axis], list[int]]:
@@ -126,6 +128,19 @@ class _Pool:
             values = (1 - w) * values[i] + w * values[j]
         return float(values)
 
+    @property
+    def unevenness(self) -> float:
+        """How much the correlation of neighbours differs over the map (sd)."""
+        near = tuple(
+            slice(max(v.index(0) - 1, 0), v.index(0) + 2) for v in self.field.lags
+        )
+        rho, inside = self.rho[0][near], self.inside[near]
+        over = tuple(range(-len(self.axes), 0))
+        count = np.maximum(inside.sum(axis=over), 1)
+        mean = (rho * inside).sum(axis=over) / count
+        square = (rho**2 * inside).sum(axis=over) / count
+        return float(np.sqrt(np.max(np.maximum(square - mean**2, 0.0))))
+
     def kept(self) -> dict[tuple[bool, ...], np.ndarray]:
         """Which entries of the window exist -> mask of the outputs where that is so."""
         per_axis = [a.sources >= 0 for a in self.axes]
@@ -173,7 +188,11 @@ class _Pool:
         u = np.clip(np.cumsum(marginal.weights()), 1e-12, 1 - 1e-12)
         # The maximum's law: that of independent entries, at the effective number.
         shape = marginal.standardize(law(ndtri(u ** (1 / self.window.count))) + 0 * z)
-        return Field(mean, table, lags, self.field.log_scale, shape)
+        spread = self.field.spread
+        if np.ndim(spread):
+            for a, held in enumerate(self.field.lags):
+                spread = fluctuation.mapped(spread, held, a, self.reach[a], lags[a])
+        return Field(mean, table, lags, self.field.log_scale, shape, spread=spread)
 
     def _covariances(self, lags: tuple[tuple[int, ...], ...]) -> np.ndarray:
         """``(class, *lags)``: covariance of two windows' maxima."""
@@ -223,9 +242,11 @@ class MaxPool:
         """Exact for independent entries; near 0.5 % for correlated normal ones."""
         (state,) = states
         axes, dropped = _axes(ctx, node, state)
-        parts = []
+        parts, own = [], 0.0
         for n, f in state.parts:
-            got = _Pool(ctx, f, axes).forward()
+            pool = _Pool(ctx, f, axes)
+            own = max(own, FORWARD + pool.unevenness + state.pair_tolerance / 2)
+            got = pool.forward()
             for a in sorted(dropped, reverse=True):
                 got = squeeze(got, sum(r == "s" for r in state.axes[:a]))
             parts.append((n, got.normalized()))
@@ -236,6 +257,8 @@ class MaxPool:
             grade=worst(state.grade, Grade.APPROXIMATE),
             mean_grade=worst(state.grade, Grade.APPROXIMATE),
             terms=(),
+            tolerance=state.tolerance + own,
+            pair_tolerance=state.pair_tolerance + own,
         )
 
     @staticmethod
@@ -250,7 +273,7 @@ class MaxPool:
         (state,) = states
         axes, dropped = _axes(ctx, node, state)
         before = ctx.producer(node.inputs[0])
-        parts = []
+        parts, own = [], 0.0
         fitted = fit_parts(cotangent, out)
         for i, ((n, f), (_, ct)) in enumerate(
             zip(state.parts, fitted.parts, strict=True)
@@ -261,6 +284,10 @@ class MaxPool:
             if f.shape is not None and not direct:
                 raise NoSoundRule("a maximum of entries that an activation cut off")
             pool = _Pool(ctx, f, axes)
+            chosen = f.own_spread / 2  # maxima are where a position's power is high
+            own = max(
+                own, BACKWARD + pool.unevenness + state.pair_tolerance / 2 + chosen
+            )
             got = _scatter(pool, ct, 1.0 / pool.counts)
             if before is not None and before.name == "pointwise":
                 slope = cached_float64(before.data)[1]
@@ -275,6 +302,8 @@ class MaxPool:
                 axes=state.axes,
                 parts=tuple(parts),
                 grade=worst(cotangent.grade, Grade.APPROXIMATE),
+                tolerance=cotangent.tolerance + own,
+                pair_tolerance=cotangent.pair_tolerance + own,
             )
         ]
 
@@ -317,7 +346,14 @@ def _scatter(pool: _Pool, ct: Field, share: np.ndarray) -> Field:
             field = map_axis(ctx, field, a, back[a])
         table = field.table
     table[zero] = second + both
-    return Field(np.zeros(sizes), table, lags, ct.log_scale, symmetric=True)
+    return Field(
+        np.zeros(sizes),
+        table,
+        lags,
+        ct.log_scale,
+        symmetric=True,
+        response=ct.response,
+    )
 
 
 def _meeting(pool: _Pool, ct: Field, active: np.ndarray) -> np.ndarray:

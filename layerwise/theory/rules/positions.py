@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from layerwise.theory import lags as lagging
+from layerwise.theory import fluctuation, lags as lagging
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.rules.channels import (
@@ -37,6 +37,9 @@ def map_axis(ctx: RuleContext, field: Field, axis: int, matrix: np.ndarray) -> F
     mean = np.moveaxis(np.tensordot(field.mean, matrix, (axis, 1)), -1, axis)
     lags = tuple(held if a == axis else v for a, v in enumerate(field.lags))
     selects = np.all(np.count_nonzero(matrix, axis=1) <= 1)
+    spread = field.spread
+    if np.ndim(spread):
+        spread = fluctuation.mapped(spread, field.lags[axis], axis, matrix, held)
     comb = tuple(1 if a == axis else c for a, c in enumerate(field.combs))
     return Field(
         mean,
@@ -46,6 +49,8 @@ def map_axis(ctx: RuleContext, field: Field, axis: int, matrix: np.ndarray) -> F
         shape=field.shape if selects else None,
         symmetric=field.symmetric,
         comb=comb,
+        spread=spread,
+        response=field.response,
     )
 
 
@@ -54,7 +59,9 @@ def squeeze(field: Field, axis: int) -> Field:
     rank = field.rank
     table = np.squeeze(field.table, axis=(1 + axis, 1 + rank + axis))
     keep = [a for a in range(rank) if a != axis]
+    spread = field.spread
     return field.replace(
+        spread=np.squeeze(spread, axis=axis) if np.ndim(spread) else spread,
         mean=np.squeeze(field.mean, axis=axis),
         table=table,
         lags=tuple(field.lags[a] for a in keep),
@@ -70,7 +77,9 @@ def expand(field: Field, axis: int) -> Field:
     lags, comb = list(field.lags), list(field.combs)
     lags.insert(axis, (0,))
     comb.insert(axis, 1)
+    spread = field.spread
     return field.replace(
+        spread=np.expand_dims(spread, axis) if np.ndim(spread) else spread,
         mean=np.expand_dims(field.mean, axis),
         table=table,
         lags=tuple(lags),
@@ -165,10 +174,13 @@ class Positions:
         )
         axes = tuple(r for a, r in enumerate(state.axes) if a not in dropped)
         sums = any(np.any(np.count_nonzero(m, axis=1) > 1) for m in found.values())
-        grade = state.grade
+        grade, tolerance = state.grade, state.tolerance
         if sums:  # pairs of positions enter, and they are right for wide layers only
             grade = max(grade, Grade.APPROXIMATE)
-        return dataclasses.replace(state, axes=axes, parts=parts, grade=grade, terms=())
+            tolerance += state.pair_tolerance
+        return dataclasses.replace(
+            state, axes=axes, parts=parts, grade=grade, terms=(), tolerance=tolerance
+        )
 
     @staticmethod
     def backward(
@@ -199,11 +211,18 @@ class Positions:
             for a, m in found.items():
                 field = map_axis(ctx, field, _spatial_index(state, a), m.T)
             parts.append((n, field.normalized()))
+        summed = any(np.any(np.count_nonzero(m, axis=1) > 1) for m in found.values())
         sums = any(np.any(np.count_nonzero(m, axis=0) > 1) for m in found.values())
         grade = max(cotangent.grade, Grade.APPROXIMATE) if sums else cotangent.grade
         return [
             dataclasses.replace(
-                cotangent, axes=state.axes, parts=tuple(parts), grade=grade
+                cotangent,
+                axes=state.axes,
+                parts=tuple(parts),
+                grade=grade,
+                coherent=cotangent.coherent or summed,
+                tolerance=cotangent.tolerance
+                + (cotangent.pair_tolerance if sums else 0.0),
             )
         ]
 
@@ -259,7 +278,10 @@ class Broadcast:
             return f.normalized()
 
         grade = max(cotangent.grade, Grade.APPROXIMATE)
-        return [cotangent.map(gather, axes=state.axes, grade=grade)]
+        tolerance = cotangent.tolerance + cotangent.pair_tolerance
+        return [
+            cotangent.map(gather, axes=state.axes, grade=grade, tolerance=tolerance)
+        ]
 
 
 def _broadcast_steps(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from layerwise.theory import lags as lagging
+from layerwise.theory import fluctuation, lags as lagging
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.rules.positions import expand, squeeze
@@ -18,6 +18,11 @@ def flatten(field: Field) -> Field:
     at = tuple(v.index(0) for v in field.lags)
     diagonal = field.table[(slice(None), *at)]
     table = diagonal.reshape(len(diagonal), -1).mean(axis=1)
+    spread = field.spread
+    if np.ndim(spread):
+        for n, held in zip(field.sizes, field.lags, strict=True):
+            ones = np.ones((1, n))
+            spread = fluctuation.mapped(spread, held, 0, ones, (0,))[0]
     return Field(
         np.asarray(field.mean.mean()),
         table,
@@ -25,6 +30,8 @@ def flatten(field: Field) -> Field:
         field.log_scale,
         shape=field.shape,
         symmetric=field.symmetric,
+        spread=spread,
+        response=field.response,
     )
 
 
@@ -34,7 +41,14 @@ def unflatten(ctx: RuleContext, flat: Field, sizes: tuple[int, ...]) -> Field:
     table = np.zeros((len(flat.table), *map(len, lags), *sizes))
     spread = flat.table.reshape((-1,) + (1,) * len(sizes))
     table[(slice(None), *(v.index(0) for v in lags))] = spread
-    return Field(np.zeros(sizes), table, lags, flat.log_scale, symmetric=True)
+    return Field(
+        np.zeros(sizes),
+        table,
+        lags,
+        flat.log_scale,
+        symmetric=True,
+        response=flat.response,
+    )
 
 
 _Step = tuple[str, int]
@@ -218,6 +232,7 @@ def _permuted(state: State, order: Sequence[int]) -> State:
             table=f.table.transpose(axes),
             lags=tuple(f.lags[a] for a in new),
             comb=tuple(f.combs[a] for a in new),
+            spread=f.spread.transpose(new) if np.ndim(f.spread) else f.spread,
             joint=None,
             through=None,
         )

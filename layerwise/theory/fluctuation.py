@@ -1,0 +1,265 @@
+r"""How far the second moment of one network and example lies from their average.
+
+Given the layers below, the pre-activations of a layer are exactly normal; what a finite
+width changes is that their second moment q is itself random. So everything of order
+1/width follows from the relative variance of q (`Field.spread`), over networks and over
+the examples of the batch. A contraction averages :math:`n` channels under its taps:
+
+.. math:: D' = s\,(D + (1 + D)\,\kappa/n), \qquad \kappa = E[x^4]/E[x^2]^2 - 1,
+
+with s the mean over pairs of taps of the squared correlation there, and an activation
+integrates over q, log-normal with that variance: :math:`E[V(q)]`, not :math:`V(E[q])`.
+
+Backward, the expected squared gradient with respect to a layer is the growth of a white
+perturbation there, so three moments of (x, its perturbation) close to order 1/width:
+the power p of the perturbation, the covariance of p with q, and the squared alignment
+of the perturbation with x. A cotangent carries how much is to come of each
+(`Response`), relative to what comes of p alone: the adjoint of that 3 x 3 recursion.
+Derived in docs/theory.md.
+
+References:
+    [Hanin2018] the variance of q over networks, for ReLU.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from layerwise.theory import lags as lagging, marginal
+from layerwise.theory.response import NO_RESPONSE, Response
+from layerwise.theory.state import Field, State, common
+
+
+def excess(field: Field) -> float:
+    """Returns E[x^4]/E[x^2]^2 - 1 of one entry: 2 if normal, 5 behind ReLU."""
+    g = marginal.nodes() if field.shape is None else field.shape
+    variance = max(float(np.mean(field.second - np.square(field.mean))), 0.0)
+    root = float(np.sqrt(np.mean(np.square(field.mean))))
+    x = np.copysign(root, np.mean(field.mean)) + np.sqrt(variance) * g
+    w = marginal.weights()
+    second = float(w @ x**2)
+    return float(w @ x**4) / second**2 - 1.0 if second > 0 else 0.0
+
+
+def shares(state: State) -> list[float]:
+    """Returns each part's share of the second moment."""
+    top = max(f.log_scale for _, f in state.parts)
+    parts = [
+        n * float(np.mean(f.second)) * float(np.exp(max(f.log_scale - top, -700)))
+        for n, f in state.parts
+    ]
+    total = sum(parts)
+    return [p / total if total > 0 else 0.0 for p in parts]
+
+
+def channel_noise(state: State) -> float:
+    """Returns the relative variance of the mean of x^2 over the channels at hand."""
+    return sum(
+        s * s * excess(f) / n
+        for s, (n, f) in zip(shares(state), state.parts, strict=True)
+        if s > 0
+    )
+
+
+Taps = Sequence[tuple[int, float]]
+"""Per axis: how many taps, and positions between two of them."""
+
+
+def contracted(
+    state: State,
+    taps: Taps,
+    steps: Sequence[float],
+    lags: Sequence[tuple[int, ...]],
+    fixed: bool = False,
+) -> np.ndarray:
+    """Returns ``(*lags,)``: the spread behind a contraction with fresh weights.
+
+    Args:
+        state: What is contracted.
+        taps: Taps of each axis.
+        steps: Positions of it between two neighbours of the result, per axis.
+        lags: Lags held of the result.
+        fixed: Whether it is data, the same in every network.
+    """
+    before = common(shares(state), [f.spreads for _, f in state.parts])
+    field = state.average()
+    noise = 0.0
+    if not fixed:
+        squared = _by_lag(field)[0]
+        noise = (1.0 + _at_zero(before, field)) * channel_noise(state) * squared
+    out = before + noise
+    for a, (tap, step) in enumerate(zip(taps, steps, strict=True)):
+        matrix = _tap_matrix(field.lags[a], lags[a], tap, step)
+        out = np.moveaxis(np.tensordot(out, matrix, (a, 1)), -1, a)
+    return out
+
+
+def pulled_through(
+    cotangent: Field,
+    state: State,
+    taps: Taps,
+    steps: Sequence[float],
+    coherent: bool = False,
+) -> tuple[Response, float]:
+    """Returns the response in front of a contraction, and what it adds to the log.
+
+    Args:
+        cotangent: Cotangent of the result, with its own response.
+        state: What is contracted.
+        taps: Taps of each axis.
+        steps: Positions of it between two neighbours of the result, per axis.
+        coherent: Whether positions' cotangents are alike, where no pairs are held.
+    """
+    response = cotangent.response
+    if response.is_zero:
+        return NO_RESPONSE, 0.0
+    field = state.average()
+    squared, size, _ = _by_lag(field)
+    spread = field.spreads
+    own = _at_zero(spread, field)
+    relative = spread / own if own > 0 else squared
+    if all(len(v) == 1 for v in cotangent.lags):
+        # Single positions: cotangents are taken for all alike, or for independent.
+        alike = np.ones([len(v) for v in field.lags])
+        bend, curl = response.bend, response.curl
+        if not coherent:
+            alike = np.zeros_like(alike)
+            alike[tuple(v.index(0) for v in field.lags)] = 1.0
+    else:
+        known = _by_lag(cotangent)[2]
+        alike, bend, curl = (
+            _seen(np.broadcast_to(v, known.shape), cotangent, field, steps)
+            for v in (known, response.bend, response.curl)
+        )
+    raw, double = _raw(field)
+    bent = alike * (bend * (1.0 + double) + 2.0 * curl * raw)
+    aligned = response.alignment * alike * size
+    alignment = _over_taps(bent + aligned, field, taps)
+    alone = alignment / state.channels
+    power = response.power * _over_taps(relative, field, taps)
+    noise = response.power * _over_taps(squared, field, taps) / state.channels
+    return Response(power, alignment, noise + alone), alone
+
+
+def _seen(
+    values: np.ndarray, cotangent: Field, field: Field, steps: Sequence[float]
+) -> np.ndarray:
+    """Returns what is given by lags of the result by lags of what is contracted."""
+    for a, step in enumerate(steps):
+        at = [_between(cotangent.lags[a], v / step) for v in field.lags[a]]
+        values = np.moveaxis(np.tensordot(values, np.array(at), (a, 1)), -1, a)
+    return values
+
+
+def _raw(field: Field) -> tuple[np.ndarray, np.ndarray]:
+    """Mean raw correlation of a pair, ``(*lags,)``, and that at twice the lag."""
+    root = np.sqrt(field.second)
+    pair = root * lagging.shifted(root, field.lags)
+    live = pair > 0
+    rho = np.where(live, field.table[0] / np.where(live, pair, 1.0), 0.0)
+    over = tuple(range(-field.rank, 0)) if field.rank else ()
+    raw = np.sum(rho, axis=over) / np.maximum(live.sum(axis=over), 1)
+    double = raw
+    for a, lags in enumerate(field.lags):
+        at = np.array([_between(lags, 2.0 * v) for v in lags])
+        double = np.moveaxis(np.tensordot(double, at, (a, 1)), -1, a)
+    return raw, double
+
+
+def mapped(
+    values: np.ndarray,
+    lags: tuple[int, ...],
+    axis: int,
+    matrix: np.ndarray,
+    new: tuple[int, ...],
+) -> np.ndarray:
+    """Returns a spread after a linear map of one axis, ``(new, old)``: by its weights.
+
+    Args:
+        values: ``(*lags,)``.
+        lags: Those held of the axis.
+        axis: Which axis.
+        matrix: The map; its sums are averages as far as relative changes go.
+        new: Lags held of the result.
+    """
+    weights = np.abs(matrix)
+    weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-300)
+    moved = np.moveaxis(values, axis, -1)
+    size_in, size = matrix.shape[1], matrix.shape[0]
+    every = range(-(size_in - 1), size_in)
+    known = moved @ np.array([_between(lags, float(v)) for v in every]).T
+    p = np.arange(size_in)
+    pairs = known[..., p[None, :] - p[:, None] + size_in - 1]
+    pairs = weights @ pairs @ weights.T
+    rows = [np.diagonal(pairs, v, -2, -1).mean(axis=-1) for v in new if abs(v) < size]
+    return np.moveaxis(np.stack(rows, axis=-1), -1, axis)
+
+
+def of_batch(squares: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Returns the relative covariance over examples of ``(example, *positions)``."""
+    mean = squares.mean(axis=0)
+    out = np.zeros([len(v) for v in lags])
+    for which in itertools.product(*(range(len(v)) for v in lags)):
+        here, there = [], []
+        for v, i, n in zip(lags, which, mean.shape, strict=True):
+            here.append(slice(max(0, -v[i]), n - max(0, v[i])))
+            there.append(slice(max(0, v[i]), n + min(0, v[i])))
+        a, b = tuple(here), tuple(there)
+        both = np.mean(mean[a] * mean[b])
+        if both > 0:
+            product = squares[(slice(None), *a)] * squares[(slice(None), *b)]
+            out[which] = max(float(np.mean(product) / both) - 1.0, 0.0)
+    return out
+
+
+def _at_zero(values: np.ndarray, field: Field) -> float:
+    return float(values[tuple(v.index(0) for v in field.lags)])
+
+
+def _over_taps(values: np.ndarray, field: Field, taps: Taps) -> float:
+    """Returns the mean over pairs of taps of something given by lag."""
+    for tap, lags in zip(taps, field.lags, strict=True):
+        values = np.tensordot(_tap_matrix(lags, (0,), tap, 1.0)[0], values, (0, 0))
+    return float(values)
+
+
+@functools.cache
+def _tap_matrix(
+    old: tuple[int, ...], new: tuple[int, ...], tap: tuple[int, float], step: float
+) -> np.ndarray:
+    """``(new lag, old lag)``: mean over pairs of taps."""
+    count, apart = tap
+    out = np.zeros((len(new), len(old)))
+    for row, lag in zip(out, new, strict=True):
+        for d in range(-(count - 1), count):
+            row += (count - abs(d)) / count**2 * _between(old, lag * step + d * apart)
+    return out
+
+
+def _between(lags: tuple[int, ...], at: float) -> np.ndarray:
+    """Weights of the held lags that interpolate one; beyond them the last."""
+    out = np.zeros(len(lags))
+    j = int(np.clip(np.searchsorted(lags, at), 0, len(lags) - 1))
+    if j == 0 or lags[j] <= at:
+        out[j] = 1.0
+        return out
+    weight = (at - lags[j - 1]) / (lags[j] - lags[j - 1])
+    out[j - 1], out[j] = 1 - weight, weight
+    return out
+
+
+def _by_lag(field: Field) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean square, size and value of a pair's correlation, each ``(*lags,)``."""
+    covariance, sd = marginal.centred(field)
+    pair = sd * lagging.shifted(sd, field.lags)
+    live = pair > 0
+    rho = np.where(live, covariance[0] / np.where(live, pair, 1.0), 0.0)
+    rho = np.clip(rho, -1.0, 1.0)
+    over = tuple(range(-field.rank, 0)) if field.rank else ()
+    count = np.maximum(live.sum(axis=over), 1)
+    square, size, value = (
+        np.sum(v, axis=over) / count for v in (rho**2, np.abs(rho), rho)
+    )
+    return square, size, value

@@ -1,0 +1,69 @@
+"""What a cotangent gains where the second moment of the value it is at fluctuates.
+
+See `layerwise.theory.fluctuation`, which says where it comes from.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Response:
+    """What a cotangent's second moment gains from fluctuations of the value it is at.
+
+    Attributes:
+        power: Per relative covariance of the value's power with the perturbation's.
+        alignment: Per relative squared alignment of the two.
+        unit: Per excess over 1 of ``E[x^2 dx^2] / E[x^2] E[dx^2]`` in one unit.
+        bend: ``(*lags,)``, of the slope s of the activation in front, at a pair of
+            positions: ``q E[s'(u) s'(u')] / E[s(u) s(u')]``.
+        curl: The same of ``q E[s''(u) s(u')] / E[s(u) s(u')]``.
+    """
+
+    power: float = 0.0
+    alignment: float = 0.0
+    unit: float = 0.0
+    bend: Any = 0.0
+    curl: Any = 0.0
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether there is none."""
+        return not any(np.any(v) for v in self._values())
+
+    def _values(self) -> tuple[Any, ...]:
+        return self.power, self.alignment, self.unit, self.bend, self.curl
+
+    def scaled(self, share: float) -> "Response":
+        """Returns the response to a term that makes up `share` of the value."""
+        return Response(*(share * v for v in self._values()))
+
+    def single(self, at: tuple[int, ...]) -> "Response":
+        """Returns the response of single positions; `at` is lag zero."""
+        bend, curl = (float(v[at]) if np.ndim(v) else v for v in (self.bend, self.curl))
+        return dataclasses.replace(self, bend=bend, curl=curl)
+
+    @staticmethod
+    def average(parts: Sequence["Response"], weights: Sequence[float]) -> "Response":
+        """Returns the average by weights that sum to 1."""
+        columns = zip(*(p._values() for p in parts), strict=True)
+        return Response(
+            *(sum(w * v for w, v in zip(weights, c, strict=True)) for c in columns)
+        )
+
+
+NO_RESPONSE = Response()
+
+NEGLIGIBLE = 1e-6
+
+
+def log_normal(spread: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (factors, probabilities) of a log-normal of mean 1 and given variance."""
+    variance = float(np.log1p(max(spread, 0.0)))
+    if variance < NEGLIGIBLE:
+        return np.ones(1), np.ones(1)
+    z, w = np.polynomial.hermite_e.hermegauss(7)
+    return np.exp(np.sqrt(variance) * z - 0.5 * variance), w / w.sum()

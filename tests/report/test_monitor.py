@@ -1,0 +1,104 @@
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import layerwise as lw
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(3):
+            x = nn.relu(nn.Dense(16)(x))
+        return nn.Dense(3)(x)
+
+
+model = Net()
+X = jax.random.normal(jax.random.key(0), (8, 16))
+LABELS = jnp.arange(8) % 3
+
+
+def loss_fn(params, batch):
+    logits = model.apply(params, batch["x"])
+    assert isinstance(logits, jax.Array)
+    picked = jnp.take_along_axis(nn.log_softmax(logits), batch["y"][:, None], 1)
+    return -jnp.mean(picked)
+
+
+BATCH = {"x": X, "y": LABELS}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return model.init(jax.random.key(1), X)
+
+
+def test_it_is_value_and_grad_and_sees_every_third_step(params, tmp_path):
+    step = lw.monitor(loss_fn, every=3, log=tmp_path)
+    expected = jax.value_and_grad(loss_fn)(params, BATCH)
+    for _ in range(7):
+        got = step(params, BATCH)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5), got, expected)
+    assert [s.step for s in step.snapshots] == [0, 3, 6]
+    assert step.snapshots[0].loss == pytest.approx(float(expected[0]), rel=1e-5)
+    assert 0 < step.overhead < 1
+    lines = (tmp_path / "layers.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 3, 6]
+    named = json.loads(lines[0])["root_mean_square"]
+    assert named["forward/001 Dense_0/u"] > 0
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_the_numbers_are_those_of_the_loss(params):
+    """By hand: the pre-activations of the first layer, and their gradients."""
+    seen = lw.monitor(loss_fn).look(params, BATCH)
+    m = seen.measurement
+    kernel, bias = (params["params"]["Dense_0"][n] for n in ("kernel", "bias"))
+
+    def rest(u):
+        z = nn.relu(u)
+        for i in (1, 2, 3):
+            p = params["params"][f"Dense_{i}"]
+            u = z @ p["kernel"] + p["bias"]
+            z = nn.relu(u)
+        picked = jnp.take_along_axis(nn.log_softmax(u), LABELS[:, None], 1)
+        return -jnp.mean(picked)
+
+    u = X @ kernel + bias
+    at = m.find("u", 1)
+    forward, backward = (m.second_moment(d)[0, at] for d in ("forward", "backward"))
+    assert forward == pytest.approx(float(jnp.mean(u**2)), rel=1e-4)
+    assert backward == pytest.approx(float(jnp.mean(jax.grad(rest)(u) ** 2)), rel=1e-4)
+    assert "Dense_3" in str(seen.report())
+
+
+def test_nonfinite_names_the_layer_and_the_direction(params):
+    broken = jax.tree.map(lambda x: x, params)
+    broken["params"]["Dense_1"]["kernel"] = jnp.full((16, 16), 1e30)
+    broken["params"]["Dense_2"]["kernel"] = jnp.full((16, 16), 1e30)
+    step = lw.monitor(loss_fn, stop_on_nonfinite=True)
+    with pytest.raises(FloatingPointError, match=r"first forward at Dense_[12]"):
+        step(broken, BATCH)
+
+    @jax.custom_vjp
+    def bad(x):
+        return x
+
+    bad.defvjp(lambda x: (x, None), lambda _, g: (g * jnp.nan,))
+
+    def backward_only(p, batch):
+        x = nn.relu(batch["x"] @ p["a"])
+        return jnp.mean((bad(x @ p["b"]) @ p["c"]) ** 2)
+
+    weights = {k: jax.random.normal(jax.random.key(2), (16, 16)) for k in "abc"}
+    seen = lw.monitor(backward_only).look(weights, BATCH)
+    assert seen.nonfinite.startswith("backward at b")
+
+
+def test_every_must_count():
+    with pytest.raises(lw.errors.InvalidArgumentError, match="every=100"):
+        lw.monitor(loss_fn, every=0)
