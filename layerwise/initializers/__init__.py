@@ -5,7 +5,7 @@ in `jax.nn.initializers`, for ``nn.Dense(kernel_init=lw.initializers.lecun())``.
 them, and those that need more, are names for `initialize`.
 """
 
-from layerwise.initializers import asv, automatic, lsuv, residual
+from layerwise.initializers import asv, automatic, learned, lsuv, residual
 from layerwise.initializers.initialize import initialize, scheme_law
 from layerwise.initializers.law import Law
 from layerwise.initializers.orthogonality import delta_orthogonal, identity, orthogonal
@@ -19,7 +19,7 @@ from layerwise.initializers.variance_scaling import (
 )
 
 
-_FAMILIES = (asv, residual, automatic, lsuv)  # imported to register them
+_FAMILIES = (asv, residual, automatic, lsuv, learned)  # imported to register them
 
 __all__ = [
     "Law",

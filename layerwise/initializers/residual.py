@@ -29,7 +29,7 @@ References:
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -231,33 +231,40 @@ def activation_before(
 ) -> Callable[[jax.Array], jax.Array] | None:
     """Returns the scalar function between a layer and what it reads of, or None.
 
-    None where there is none, and where it is no function of one entry (pooling).
+    A bias before the activation, and pooling behind it, are left out.
     """
     graph, flow = traced.graph, traced.flow
-    if layer.operand not in flow.root or layer.operand == layer.operand_root:
-        return None
-    chain = dataflow.dominators(graph, flow, layer.operand_root)
-    at, phi = layer.operand_root, None
-    for value in (v for v in chain if v <= layer.operand):
-        if value == at:
+    if layer not in traced.layers:  # in a loop: of another graph
+        return jax.nn.relu
+    root, producers = layer.operand_root, graph.producers()
+    found: dict[int, Equation] = {}
+    stack = [layer.operand]
+    while stack:
+        value = stack.pop()
+        if value != root and value not in found and flow.root.get(value) == root:
+            found[value] = producers[value]
+            stack += producers[value].values_in
+    path = [found[v] for v in sorted(found)]
+    for start, end in _windows(len(path)):
+        if all(e.name in primitives.LAYOUT for e in path[start:end]):
             continue
-        equations = dataflow.between(graph, flow, at, value)
-        found = scalar_function(
-            equations, at, value, lambda v: dataflow.constant_value(graph, v, flow)
+        source = path[start - 1].outputs[0] if start else root
+        phi = scalar_function(
+            path[start:end],
+            source,
+            path[end - 1].outputs[0],
+            lambda v: dataflow.constant_value(graph, v, flow),
         )
-        phi, at = _after(phi, found, equations), value
-    return phi
+        if phi is not None:
+            return phi
+    return None
 
 
-def _after(
-    phi: Callable | None, found: Callable | None, equations: Sequence[Equation]
-) -> Callable | None:
-    """Returns `found` after `phi`; layout, and what has no scalar function, is left."""
-    if found is None or all(e.name in primitives.LAYOUT for e in equations):
-        return phi
-    if phi is None:
-        return found
-    return lambda x: found(phi(x))
+def _windows(count: int) -> Iterator[tuple[int, int]]:
+    """Yields the runs of `count` steps that begin first, the longest of each first."""
+    for start in range(count):
+        for end in range(count, start, -1):
+            yield start, end
 
 
 def _register(
