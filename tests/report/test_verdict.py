@@ -363,7 +363,6 @@ CHEAP = (
     "LeCun, ReLU, depth 4",
     "stddev 0.01 everywhere",
     "stddev 1 everywhere",
-    "BatchNorm, depth 6",
 )
 
 
