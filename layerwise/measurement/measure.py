@@ -15,6 +15,7 @@ from layerwise.measurement.sharding import layout
 from layerwise.measurement.statistics import WEIGHT_GRADIENT, outputs, select as named
 from layerwise.measurement.tapped_model import TappedModel
 from layerwise.tracing import TracedModel, trace
+from layerwise.tracing.graph import from_jaxpr
 from layerwise.tracing.model import check_params
 from layerwise.tracing.prepare import prepare
 from layerwise.tracing.sites import all_values, layer_runs
@@ -71,7 +72,7 @@ def measure(
             variance: names of `layerwise.measurement.statistics.REGISTRY`, such as
             "zeros", "cosine_examples", "effective_rank"; "weight_gradient" adds the
             second moment of the gradient of each layer's weights.
-        select: What to measure: a glob of layer paths such as "encoder/*", several, or
+        select: What to measure: a glob of layer paths (``"encoder/*"``), several, or
             a predicate on them; None for all. The input and the last value stay.
         rewrite: On CPU, evaluate input gradients of convolutions and of max pooling by
             faster equivalents, equal to rounding.
@@ -135,6 +136,8 @@ def measure(
         blind_values(traced),
     )
     together = batch_size or automatic_batch(traced)
+    if batch_size is None and together > 1 and law and _factorizes(law, key):
+        together = 1
     raw = ensemble.run(
         tapped,
         arrays,
@@ -193,6 +196,24 @@ def _stacked(own: PyTree, params: PyTree) -> bool:
             )
         )
     return more and sizes != {()}
+
+
+# Matrix factorizations, as orthogonal initializers draw with.
+_FACTORIZATIONS = frozenset(
+    ["qr", "geqrf", "geqp3", "householder_product", "svd", "eigh", "cholesky", "lu"]
+)
+
+
+def _factorizes(law: Callable[[jax.Array], PyTree], key: jax.Array) -> bool:
+    """Whether networks are drawn by factorizing matrices.
+
+    On CPU, many of those in one program wait for each other for ever under `jax.vmap`
+    (jax 0.10.2: ``jit(vmap(init))`` of thirty orthogonal kernels, on two cores).
+    """
+    if jax.default_backend() != "cpu":
+        return False
+    drawn = from_jaxpr(jax.make_jaxpr(law)(key))
+    return any(e.name in _FACTORIZATIONS for e in drawn.all_equations())
 
 
 def automatic_batch(traced: TracedModel) -> int:
