@@ -13,7 +13,9 @@ from layerwise.theory.state import Grade
 
 
 KEYS = jax.random.split(jax.random.key(5), 2)
-PARAMS = {n: jax.random.normal(k, (32, 32)) / 6 for n, k in zip("ab", KEYS, strict=True)}
+PARAMS = {
+    n: jax.random.normal(k, (32, 32)) / 6 for n, k in zip("ab", KEYS, strict=True)
+}
 ROWS = jax.random.normal(jax.random.key(6), (4, 32))
 
 
