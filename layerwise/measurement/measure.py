@@ -8,7 +8,7 @@ import numpy as np
 
 from layerwise.errors import InvalidArgumentError, ParametersError, message
 from layerwise.measurement import ensemble, redraw as laws
-from layerwise.measurement.coverage import Select, blind_values, selected, untapped
+from layerwise.measurement.coverage import Select, selected, untapped
 from layerwise.measurement.fast_cpu import faster_draw, override_for
 from layerwise.measurement.result import Measurement, from_ensemble
 from layerwise.measurement.sharding import layout
@@ -132,7 +132,6 @@ def measure(
         asked,
         WEIGHT_GRADIENT
         in ((statistics,) if isinstance(statistics, str) else statistics),
-        blind_values(traced),
     )
     together = batch_size or automatic_batch(traced)
     raw = ensemble.run(
