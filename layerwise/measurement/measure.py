@@ -8,7 +8,7 @@ import numpy as np
 
 from layerwise.errors import InvalidArgumentError, ParametersError, message
 from layerwise.measurement import ensemble, redraw as laws
-from layerwise.measurement.coverage import Select, blind_values, selected, untapped
+from layerwise.measurement.coverage import Select, selected, untapped
 from layerwise.measurement.fast_cpu import faster_draw, override_for
 from layerwise.measurement.result import Measurement, from_ensemble
 from layerwise.measurement.sharding import layout
@@ -72,8 +72,8 @@ def measure(
             variance: names of `layerwise.measurement.statistics.REGISTRY`, such as
             "zeros", "cosine_examples", "effective_rank"; "weight_gradient" adds the
             second moment of the gradient of each layer's weights.
-        select: What to measure: a glob of layer paths (``"encoder/*"``), several, or
-            a predicate on them; None for all. The input and the last value stay.
+        select: What to measure: a glob of layer paths such as "encoder/*", several, or
+            a predicate on them; None for all. The input and the last layer stay.
         rewrite: On CPU, evaluate input gradients of convolutions and of max pooling by
             faster equivalents, equal to rounding.
         mesh: Devices to measure on, also those of other processes: its first axis takes
@@ -133,7 +133,6 @@ def measure(
         asked,
         WEIGHT_GRADIENT
         in ((statistics,) if isinstance(statistics, str) else statistics),
-        blind_values(traced),
     )
     together = batch_size or automatic_batch(traced)
     if batch_size is None and together > 1 and law and _factorizes(law, key):
