@@ -284,7 +284,8 @@ class MaxPool:
             if f.shape is not None and not direct:
                 raise NoSoundRule("a maximum of entries that an activation cut off")
             pool = _Pool(ctx, f, axes)
-            chosen = f.own_spread / 2  # maxima are where a position's power is high
+            # A maximum of N sits where the power is high: E[q | u] at u^2 = 2 q log N.
+            chosen = f.own_spread * max(math.log(pool.window.count) - 0.5, 0.5)
             own = max(
                 own, BACKWARD + pool.unevenness + state.pair_tolerance / 2 + chosen
             )
