@@ -43,14 +43,14 @@ def check(architecture):
 
 
 @given(architectures)
-@settings(max_examples=10, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=5, deadline=None, suppress_health_check=QUIET)
 def test_random_architectures(architecture):
     check(architecture)
 
 
 @pytest.mark.slow
 @given(architectures)
-@settings(max_examples=300, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=60, deadline=None, suppress_health_check=QUIET)
 def test_many_random_architectures(architecture):
     check(architecture)
 
