@@ -57,8 +57,8 @@ def predict(
 
     Returns:
         The prediction, with a grade for every number. `exact`: in expectation, at any
-        width. `approximate`: as width grows; a layer errs by O(1/width), and by what
-        its rule says. `measured`: it depends on an equation that was sampled.
+        width. `approximate`: to order 1/width, and within `Prediction.tolerance`, which
+        its rules state. `measured`: it depends on an equation that was sampled.
 
     Raises:
         InvalidArgumentError: If the method is unknown or there is nothing to draw from.
