@@ -53,11 +53,6 @@ def unroll(traced: TracedModel, inputs: Sequence[Any]) -> Unrolled:
         traced: The model.
         inputs: Its data inputs, by whose values branches may be known.
     """
-    if not any(
-        e.bodies or e.name in primitives.WRAPPERS for e in traced.graph.equations
-    ):
-        identity: dict[Place, int] = {(v, ()): v for v in traced.graph.avals}
-        return Unrolled(traced, identity)
     writer = _Writer(traced, inputs)
     graph = writer.graph(traced.graph)
     new = [writer.where[v, ()] for v in traced.leaf_values.values()]
@@ -111,12 +106,14 @@ class _Writer:
         self.where: dict[Place, int] = {}
         self.data = dict(zip(traced.input_values, inputs, strict=True))
         self.known: dict[int, Any] = {}
+        self.signals: set[int] = set()
 
     def graph(self, graph: Graph) -> Graph:
         """Returns the whole graph written out."""
         inputs = tuple(self._new(graph.avals[v]) for v in graph.inputs)
         for old, new in zip(graph.inputs, inputs, strict=True):
             if old in self.data:
+                self.signals.add(new)
                 self.known[new] = self.data[old]
         outputs = tuple(self._body(graph, inputs, ()))
         needed = {a for a in outputs if isinstance(a, int)}
@@ -147,17 +144,34 @@ class _Writer:
             operands = tuple(read(a) for a in e.inputs)
             outs = self._written(e, operands, iteration)
             if outs is None:
-                outs = self._copy(e, operands)
+                outs = self._copy(e, self._same_shapes(e, operands))
             env.update(zip(e.outputs, outs, strict=True))
         for value, atom in env.items():
             if isinstance(atom, int):
                 self.where[value, iteration] = atom
         return [read(a) for a in graph.outputs]
 
+    def _same_shapes(self, e: Equation, operands: tuple[Atom, ...]) -> tuple[Atom, ...]:
+        """Repeats signals along axes of one entry, as elementwise primitives do."""
+        if e.name not in primitives.ELEMENTWISE or len(operands) < 2:
+            return operands
+        shape = tuple(e.eqn.outvars[0].aval.shape)
+        out = []
+        for atom in operands:
+            own = tuple(self._aval(atom).shape)
+            signal = isinstance(atom, int) and atom in self.signals
+            if signal and own != shape and len(own) == len(shape):
+                repeat = _broadcast_equation(own, shape, self._aval(atom).dtype)
+                atom = self._emit(e, repeat, (atom,))
+            out.append(atom)
+        return tuple(out)
+
     def _copy(self, e: Equation, operands: tuple[Atom, ...]) -> list[Atom]:
         outs = tuple(self._new(v.aval) for v in e.eqn.outvars)
         new = dataclasses.replace(e, inputs=operands, outputs=outs)
         self.equations.append(new)
+        if any(a in self.signals for a in operands if isinstance(a, int)):
+            self.signals.update(outs)
         self.producers.update((v, new) for v in outs)
         return list(outs)
 
@@ -311,6 +325,15 @@ def _stack_equations(shape: tuple[int, ...], dtype: Any, n: int) -> tuple[Any, A
     row = [jax.ShapeDtypeStruct((1, *shape), dtype)] * n
     join = jax.make_jaxpr(lambda *xs: jax.lax.concatenate(xs, 0))(*row)
     return lift.jaxpr.eqns[-1], join.jaxpr.eqns[-1]
+
+
+@functools.cache
+def _broadcast_equation(
+    own: tuple[int, ...], shape: tuple[int, ...], dtype: Any
+) -> Any:
+    dims = tuple(range(len(shape)))
+    made = jax.make_jaxpr(lambda x: jax.lax.broadcast_in_dim(x, shape, dims))
+    return made(jax.ShapeDtypeStruct(own, dtype)).jaxpr.eqns[-1]
 
 
 @functools.cache

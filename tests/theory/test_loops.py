@@ -204,3 +204,29 @@ def test_second_moments_beyond_the_range_of_float64(gain):
     crossed = got.out_of_range("float32")
     assert set(crossed.values()) == {"underflow" if gain < 1 else "overflow"}
     assert not any("[3]" in name for name in crossed if name.startswith("forward"))
+
+
+def test_a_gate_of_one_entry_is_repeated_over_the_positions(key):
+    """Squeeze-and-excitation: JAX multiplies (b, h, w, c) by (b, 1, 1, c) as it is."""
+
+    def excited(p, x):
+        u = jax.nn.relu(x @ p["a"])
+        gate = jax.nn.sigmoid((u @ p["b"]).mean((1, 2)) @ p["c"])
+        return u * gate[:, None, None, :]
+
+    keys = jax.random.split(KEY, 3)
+    shapes = {"a": (4, 64), "b": (64, 32), "c": (32, 64)}
+    p = {n: jax.random.normal(k, shapes[n]) for n, k in zip(shapes, keys, strict=True)}
+    got = lw.predict(excited, p, IMAGES)
+    merged = [i for i, s in enumerate(got.sites) if s.kind == "merge"][-1]
+    assert got.grade["forward"][merged] is Grade.APPROXIMATE
+    sd = {n: float(jnp.sqrt(jnp.mean(x**2))) for n, x in p.items()}
+
+    def one(k):
+        ks = dict(zip(shapes, jax.random.split(k, 3), strict=True))
+        q = {n: sd[n] * jax.random.normal(ks[n], shapes[n]) for n in shapes}
+        return (excited(q, IMAGES) ** 2).mean()
+
+    samples = jax.jit(jax.vmap(one))(jax.random.split(key, 200))
+    expected = got.second["forward"][merged]
+    assert_mean_close(samples, expected, bias=0.03 * expected)  # order 1/width
