@@ -57,10 +57,12 @@ class Bench:
         return lambda: jax.block_until_ready(call(*args))
 
     def tapped(self, *, taps: int | None = None, rewrite: bool = True) -> TappedModel:
-        """Returns the engine's program; with `taps`, so many, after the input's."""
-        values = self.values
-        if taps is not None:
-            values = values[1 : 1 + taps]
+        """Returns the engine's program; with `taps`, the first so many.
+
+        The first is the input's, where it is one of floats: a single tap there needs
+        the whole backward pass that all of them need.
+        """
+        values = self.values[:taps]
         return TappedModel(self.traced, values, override_for(self.traced, rewrite))
 
     def single(

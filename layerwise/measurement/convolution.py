@@ -39,6 +39,9 @@ from layerwise.tracing.graph import Equation
 _LARGE_KERNEL = 1_000_000
 # Input gradients with at least this many input channels: products beat a convolution.
 _MANY_CHANNELS = 256
+# Strided input gradients of at most this many channels: phases beat products, whose
+# patches would be added back in runs of so few numbers.
+_FEW_CHANNELS = 16
 # Patches beyond this many bytes are not worth their memory.
 _MAX_PATCH_BYTES = 64 * 2**20
 
@@ -110,6 +113,15 @@ class Geometry:
             self.channels_in >= _MANY_CHANNELS
             or any(s > 1 for s in self.strides)
             or self._overhangs(self.out)
+        )
+
+    def backward_by_phases(self) -> bool:
+        """Returns whether the input gradient is fastest phase by phase."""
+        return (
+            any(s > 1 for s in self.strides)
+            and all(d == 1 for d in self.dilation)
+            and self.channels_in <= _FEW_CHANNELS
+            and not self.is_dense
         )
 
     def _overhangs(self, space: tuple[int, ...]) -> bool:
@@ -213,6 +225,8 @@ def input_gradient(g: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
         w: The kernel, ``(*kernel, channels_in, channels_out)``.
         geometry: The convolution.
     """
+    if geometry.backward_by_phases():
+        return _phases(g, w, geometry)
     if not geometry.backward_by_product():
         return _transposed(g, w, geometry)
     every = jnp.matmul(
@@ -225,6 +239,47 @@ def input_gradient(g: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
     every = every.reshape(shape)
     parts = [every[..., i, :] for i in range(every.shape[-2])]
     return scatter_patches(parts, geometry).astype(w.dtype)
+
+
+def _phases(g: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
+    """Returns the input gradient, the positions of each phase of the stride together.
+
+    Padded input position ``s * Q + r`` meets kernel entries ``s * j + r`` alone, in the
+    outputs ``Q - j``: for each r a convolution that moves by one, with channels of
+    their own for all of them in one.
+    """
+    space = tuple(range(len(geometry.kernel)))
+    counts = [-(-k // s) for k, s in zip(geometry.kernel, geometry.strides)]
+    pairs = list(zip(counts, geometry.strides))
+    more = [(0, j * s - k) for (j, s), k in zip(pairs, geometry.kernel)]
+    w = jnp.pad(w, [*more, (0, 0), (0, 0)])
+    w = w.reshape(*(n for pair in pairs for n in pair), *w.shape[-2:])
+    rank = len(space)
+    # (j_1, s_1, j_2, s_2, ..., in, out) -> (*j, out, *s, in)
+    w = w.transpose(
+        *range(0, 2 * rank, 2), 2 * rank + 1, *range(1, 2 * rank, 2), 2 * rank
+    )
+    w = w.reshape(*counts, geometry.channels_out, -1)
+    y = jax.lax.conv_general_dilated(
+        g.astype(w.dtype),
+        jnp.flip(w, space),
+        (1,) * rank,
+        [(j - 1, j - 1) for j in counts],
+        dimension_numbers=_layout(rank),
+        precision=geometry.precision,
+    )
+    met = y.shape[1:-1]
+    y = y.reshape(geometry.batch, *met, *geometry.strides, geometry.channels_in)
+    order = [a for i in space for a in (1 + i, 1 + rank + i)]
+    y = y.transpose(0, *order, 2 * rank + 1)
+    whole = [q * s for q, s in zip(met, geometry.strides)]
+    y = y.reshape(geometry.batch, *whole, geometry.channels_in)
+    cuts = [
+        (-low, size + low - n, 0)
+        for (low, _), size, n in zip(geometry.padding, geometry.space, whole)
+    ]
+    zero = jnp.zeros((), y.dtype)
+    return jax.lax.pad(y, zero, [(0, 0, 0), *cuts, (0, 0, 0)])
 
 
 def _transposed(g: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:

@@ -29,7 +29,7 @@ _TRANSPARENT = (
 def selected(sites: tuple[NamedValue, ...], select: Select) -> tuple[NamedValue, ...]:
     """Returns the sites whose path is selected.
 
-    The input stays, and so does the last site: curves are read from there.
+    The input stays, and so does the last layer: curves begin and end there.
 
     Args:
         sites: All of them.
@@ -55,9 +55,9 @@ def selected(sites: tuple[NamedValue, ...], select: Select) -> tuple[NamedValue,
                 "globs match all of a path: '*/Dense_0'.",
             )
         )
-    return tuple(
-        s for s in sites if s.path in chosen or s.kind == "input" or s is sites[-1]
-    )
+    last = max(s.layer for s in sites)
+    ends = [s for s in sites if s.layer == last and s.kind in ("u", "v", "z")]
+    return tuple(s for s in sites if s.path in chosen or s.kind == "input" or s in ends)
 
 
 def untapped(traced: TracedModel) -> tuple[str, ...]:

@@ -8,13 +8,14 @@ import numpy as np
 
 from layerwise.errors import InvalidArgumentError, ParametersError, message
 from layerwise.measurement import ensemble, redraw as laws
-from layerwise.measurement.coverage import Select, blind_values, selected, untapped
+from layerwise.measurement.coverage import Select, selected, untapped
 from layerwise.measurement.fast_cpu import faster_draw, override_for
 from layerwise.measurement.result import Measurement, from_ensemble
 from layerwise.measurement.sharding import layout
 from layerwise.measurement.statistics import WEIGHT_GRADIENT, outputs, select as named
 from layerwise.measurement.tapped_model import TappedModel
 from layerwise.tracing import TracedModel, trace
+from layerwise.tracing.graph import from_jaxpr
 from layerwise.tracing.model import check_params
 from layerwise.tracing.prepare import prepare
 from layerwise.tracing.sites import all_values, layer_runs
@@ -72,7 +73,7 @@ def measure(
             "zeros", "cosine_examples", "effective_rank"; "weight_gradient" adds the
             second moment of the gradient of each layer's weights.
         select: What to measure: a glob of layer paths such as "encoder/*", several, or
-            a predicate on them; None for all. The input and the last value stay.
+            a predicate on them; None for all. The input and the last layer stay.
         rewrite: On CPU, evaluate input gradients of convolutions and of max pooling by
             faster equivalents, equal to rounding.
         mesh: Devices to measure on, also those of other processes: its first axis takes
@@ -132,9 +133,10 @@ def measure(
         asked,
         WEIGHT_GRADIENT
         in ((statistics,) if isinstance(statistics, str) else statistics),
-        blind_values(traced),
     )
     together = batch_size or automatic_batch(traced)
+    if batch_size is None and together > 1 and law and _factorizes(law, key):
+        together = 1
     raw = ensemble.run(
         tapped,
         arrays,
@@ -193,6 +195,24 @@ def _stacked(own: PyTree, params: PyTree) -> bool:
             )
         )
     return more and sizes != {()}
+
+
+# Matrix factorizations, as orthogonal initializers draw with.
+_FACTORIZATIONS = frozenset(
+    ["qr", "geqrf", "geqp3", "householder_product", "svd", "eigh", "cholesky", "lu"]
+)
+
+
+def _factorizes(law: Callable[[jax.Array], PyTree], key: jax.Array) -> bool:
+    """Whether networks are drawn by factorizing matrices.
+
+    On CPU, many of those in one program wait for each other for ever under `jax.vmap`
+    (jax 0.10.2: ``jit(vmap(init))`` of thirty orthogonal kernels, on two cores).
+    """
+    if jax.default_backend() != "cpu":
+        return False
+    drawn = from_jaxpr(jax.make_jaxpr(law)(key))
+    return any(e.name in _FACTORIZATIONS for e in drawn.all_equations())
 
 
 def automatic_batch(traced: TracedModel) -> int:

@@ -181,27 +181,42 @@ class Measurement:
         return dict(sorted(found.items()))
 
     def to_frame(self) -> "pandas.DataFrame":
-        """Returns one row per layer, site, direction, draw and statistic."""
+        """Returns one row per layer, site, direction, draw and statistic.
+
+        Weight gradients, if measured, are rows of the kind "weight" with the statistic
+        "second_moment".
+        """
         import pandas as pd
 
+        names, n = self.statistic_names, len(self.draws)
+        places = [(s.layer, s.path, s.kind) for s in self.sites]
+        weights = [(i + 1, path, "weight") for i, path in enumerate(self.layer_paths)]
+        tables = [
+            (places, side, names, np.stack([self.statistic(k, side) for k in names]))
+            for side in ("forward", "backward")
+        ]
+        if self.weight_gradient is not None:
+            gradients = self.weight_gradient[None]
+            tables.append((weights, "backward", ("second_moment",), gradients))
         parts = []
-        for direction in ("forward", "backward"):
-            values = {n: self.statistic(n, direction) for n in self.statistic_names}
-            for column, site in enumerate(self.sites):
-                for statistic in self.statistic_names:
-                    parts.append(
-                        pd.DataFrame(
-                            {
-                                "layer": site.layer,
-                                "path": site.path,
-                                "kind": site.kind,
-                                "direction": direction,
-                                "draw": self.draws,
-                                "statistic": statistic,
-                                "value": values[statistic][:, column],
-                            }
-                        )
-                    )
+        for rows, side, statistics, values in tables:  # values: (statistic, draw, row)
+            layer, path, kind = (
+                np.repeat(np.array(column, object), len(statistics) * n)
+                for column in zip(*rows, strict=True)
+            )
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "layer": layer.astype(int),
+                        "path": path,
+                        "kind": kind,
+                        "direction": side,
+                        "draw": np.tile(self.draws, len(rows) * len(statistics)),
+                        "statistic": np.tile(np.repeat(statistics, n), len(rows)),
+                        "value": values.transpose(2, 0, 1).ravel(),
+                    }
+                )
+            )
         return pd.concat(parts, ignore_index=True)
 
 

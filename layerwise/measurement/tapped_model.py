@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from layerwise.measurement.coverage import blind_values
 from layerwise.measurement.statistics import Statistic, outputs
 from layerwise.measurement.taps import absent
 from layerwise.measurement.walk import Readings, Walk
@@ -34,7 +35,6 @@ class TappedModel:
             cotangents of +1 and -1 at every entry of the output.
         statistics: What is asked of every tapped value beside its moments.
         weight_gradients: Whether weights are tapped too.
-        blind: Values whose cotangent cannot be had: nothing is read of it.
     """
 
     traced: TracedModel
@@ -43,7 +43,6 @@ class TappedModel:
     loss: Callable[[PyTree], jax.Array] | None = None
     statistics: tuple[Statistic, ...] = ()
     weight_gradients: bool = False
-    blind: frozenset[int] = frozenset()
 
     def run(
         self,
@@ -71,6 +70,7 @@ class TappedModel:
         traced, runs = self.traced, layer_runs(self.traced)
         args = jax.tree.leaves((params, tuple(inputs)))
         avals = _all_avals(traced)
+        blind = blind_values(traced)
         order = _Order.of(self.values)
         weights = _Order.of([(r.layer.weight, r.iteration) for r in runs])
         frame = None if frames is None else order.split(jnp.swapaxes(frames, 0, 1))
@@ -88,11 +88,9 @@ class TappedModel:
             return jnp.zeros(shape, jnp.promote_types(avals[value].dtype, jnp.float32))
 
         sinks = {
-            v: sink(v, (*n, width))
-            for v, n in order.shapes.items()
-            if v not in self.blind
+            v: sink(v, (*n, width)) for v, n in order.shapes.items() if v not in blind
         }
-        for v in self._weights_differentiated(runs):
+        for v in self._weights_differentiated(runs, blind):
             sinks[v] = sink(v, (*weights.shapes[v], 2))
 
         def tapped(sinks: Readings) -> tuple[jax.Array, Any]:
@@ -117,10 +115,12 @@ class TappedModel:
             out["weight_gradient"] = jnp.where(gradients < 0, jnp.nan, gradients)
         return out
 
-    def _weights_differentiated(self, runs: Sequence[LayerRun]) -> list[int]:
+    def _weights_differentiated(
+        self, runs: Sequence[LayerRun], blind: frozenset[int]
+    ) -> list[int]:
         if not self.weight_gradients:
             return []
-        lost = {r.layer.weight for r in runs if r.layer.root in self.blind}
+        lost = {r.layer.weight for r in runs if r.layer.root in blind}
         return [v for v in {r.layer.weight: None for r in runs} if v not in lost]
 
     def _loss(self, outs: list[Any], key: jax.Array) -> jax.Array:

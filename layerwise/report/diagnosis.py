@@ -47,8 +47,8 @@ def diagnose(
         >>> deep = lw.zoo.mlp(input_shape=(32,), widths=(32,) * 12,
         ...                   kernel_init=jax.nn.initializers.lecun_normal())
         >>> found = diagnose(lw.propagate_variance(deep, draws=8))
-        >>> found.verdict, found[0].kind, found[0].direction
-        ('sick', 'vanishing', 'forward')
+        >>> found.verdict, found[0].kind
+        ('sick', 'vanishing')
     """
     if not tolerance > 1:
         raise InvalidArgumentError(

@@ -11,7 +11,7 @@ from layerwise.report.rows import Point, Row, rows
 from layerwise.report.table import number
 
 
-_WIDTH, _HEIGHT = 130, 22
+_WIDTH, _HEIGHT = 96, 22
 _CELL = 'style="padding:0 10px;white-space:nowrap;text-align:{}"'
 
 

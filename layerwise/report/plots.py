@@ -13,19 +13,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from layerwise.report.report import VarianceReport
+from layerwise.report.style import PALETTE, STYLE
 
 
-# Okabe & Ito's palette: told apart under every common colour blindness.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-}
 _LABELS = {
     "forward": ("Forward", r"pre-activations, $q_\ell = E[u_\ell^2]$"),
     "backward": (
@@ -37,7 +27,7 @@ _LABELS = {
 
 def new_figure() -> tuple[Figure, tuple[Axes, Axes]]:
     """Returns a figure with a forward and a backward panel, without pyplot's state."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 5.0), layout="constrained")
         left, right = figure.subplots(1, 2)
     return figure, (left, right)
@@ -57,7 +47,7 @@ def draw(
 
 def draw_one(reports: Mapping[str, VarianceReport], ax: Axes, direction: str) -> Axes:
     """Draws one direction of reports over each other, without a legend."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for i, report in enumerate(reports.values()):
             _curve(ax, report, direction, PALETTE[i % len(PALETTE)])
         _decorate(ax, direction)
@@ -78,10 +68,14 @@ def _curve(ax: Axes, report: VarianceReport, direction: str, color: str) -> None
 
 def _decorate(ax: Axes, direction: str) -> None:
     title, label = _LABELS[direction]
+    size = _font_size(ax)
     ax.set_yscale("log")
-    ax.set_title(title, loc="left", fontweight="bold")
-    ax.set_xlabel(r"layer $\ell$  (0 is the input)")
-    ax.set_ylabel(label)
+    ax.set_title(title, loc="left", fontweight="bold", fontsize=size + 1)
+    ax.set_xlabel(r"layer $\ell$  (0 is the input)", fontsize=size)
+    ax.set_ylabel(label, fontsize=size)
+    ax.tick_params(labelsize=size - 1)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(alpha=0.25)
     low, high = ax.get_ylim()
     if high / low < 100:  # a flat curve would otherwise fill the panel with its noise
         middle = np.sqrt(low * high)
@@ -90,6 +84,14 @@ def _decorate(ax: Axes, direction: str) -> None:
     ax.yaxis.set_major_locator(LogLocator(numticks=9))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.margins(x=0.01)
+
+
+def _font_size(ax: Axes) -> float:
+    """Points that suit the width of the panel: 10 in a notebook, 8 in a paper."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    inches = ax.get_position().width * figure.get_figwidth()
+    return float(np.clip(6.5 + 0.7 * inches, 7, 10))
 
 
 def _legend(axes: tuple[Axes, Axes], reports: Mapping[str, VarianceReport]) -> None:
@@ -109,16 +111,18 @@ def _legend(axes: tuple[Axes, Axes], reports: Mapping[str, VarianceReport]) -> N
         handles.append(
             Line2D([], [], color=grey, marker=".", lw=0.6, label="this network")
         )
-    figure = axes[0].get_figure()
+    figure = axes[0].get_figure(root=True)
     assert figure is not None
-    with mpl.rc_context(_STYLE):
+    size = _font_size(axes[0]) - 1
+    # A label of thirty letters at this size, with its handle.
+    columns = int(figure.get_figwidth() / (0.23 * size))
+    placed = figure.get_layout_engine() is not None
+    with mpl.rc_context(STYLE):
         figure.legend(
             handles=handles,
-            loc="outside lower center"
-            if figure.get_layout_engine() is not None
-            else "lower center",
-            ncols=len(handles) if len(handles) < 6 else 4,
-            fontsize=9,
+            loc="outside lower center" if placed else "lower center",
+            ncols=max(1, min(columns, len(handles))),
+            fontsize=size,
         )
 
 

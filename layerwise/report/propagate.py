@@ -33,6 +33,7 @@ def propagate_variance(
     rngs: Mapping[str, jax.Array] | None = None,
     statistics: Sequence[str] = (),
     select: Select | None = None,
+    mesh: jax.sharding.Mesh | None = None,
     progress: Progress | None = None,
     title: str | None = None,
 ) -> VarianceReport:
@@ -56,6 +57,7 @@ def propagate_variance(
         rngs: Keys of the streams that the call draws from.
         statistics: What else is measured of every value: see `measure`.
         select: What to measure, by layer path: see `measure`.
+        mesh: Devices to measure on: see `measure`.
         progress: Called with (draws done, draws in all).
         title: Title of the report; the model's name if None.
 
@@ -94,6 +96,7 @@ def propagate_variance(
         rngs=rngs,
         statistics=statistics,
         select=select,
+        mesh=mesh,
         progress=progress,
     )
     predicted, reason = predict_beside(measurement, exact)

@@ -13,16 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-
-# Okabe & Ito's palette: told apart under every common colour blindness.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
+from layerwise.report.style import PALETTE, STYLE
 
 
 def new_axes(
@@ -36,7 +27,7 @@ def new_axes(
         width: Inches of each.
         height: Inches of each.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         size = (width * columns, height * rows)
         figure = Figure(figsize=size, layout="constrained")
         return [figure.add_subplot(rows, columns, i + 1) for i in range(columns * rows)]

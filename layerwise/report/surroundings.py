@@ -262,9 +262,9 @@ def _unscaled(evidence: Evidence) -> Iterator[Finding]:
             0,
             "",
             {"leaves": Estimate(len(others))},
-            "no scheme sets the scale of "
-            + ", ".join(others[:3])
+            ", ".join(others[:3])
             + (" ..." if len(others) > 3 else "")
-            + ": they are as the model's own init makes them.",
+            + " belong to no layer: most schemes leave them as the model's own init "
+            "makes them.",
             "",
         )

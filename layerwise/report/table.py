@@ -104,7 +104,9 @@ def to_text(report: VarianceReport, width: int = 140) -> str:
     from rich.console import Console
 
     stream = io.StringIO()
-    Console(file=stream, width=width, no_color=True).print(report)
+    # In a notebook, rich would show what it prints beside writing it.
+    console = Console(file=stream, width=width, no_color=True, force_jupyter=False)
+    console.print(report)
     return stream.getvalue()
 
 

@@ -25,8 +25,9 @@ from layerwise.theory.registry import NoSoundRule
 from layerwise.theory.repeats import Repeats
 from layerwise.theory.rules.elementwise import add_fields, aligned, fit_parts, worst
 from layerwise.theory.sampling import Sampler
+from layerwise.theory.sharing import Sharing
 from layerwise.theory.state import Field, Grade, State, white
-from layerwise.tracing import TracedModel, primitives
+from layerwise.tracing import TracedModel
 
 
 assert rules.__all__  # imported to register them
@@ -122,6 +123,7 @@ class Engine:
         )
         readers = [n.output for n in self.nodes if self._reads_pairs(n)]
         self.first_reader = min(readers, default=10**12)
+        self.sharing = Sharing(self.ctx, self.nodes)
         self.repeats = Repeats(self.ctx, self.nodes)
         self.joint = any(n.name == "normalization" for n in self.nodes)
         self.sampler = Sampler(self.ctx, self.inputs, draws, log_scale=log_scale)
@@ -195,14 +197,14 @@ class Engine:
             if rule is None:
                 raise NoSoundRule("no rule")
             states = [self.state_of(v) for v in node.inputs]
+            self.sharing.check(node)
             got = self.repeats.forward(node, states)
             if got is None:
                 got = rule.forward(self.ctx, node, states)
                 self.repeats.remember(node, "forward", states, [got])
-            roots = frozenset([node.output])
-            if not self._has_weights(node):
-                roots = frozenset().union(*(s.roots for s in states))
-            elif self.on_weights is not None:
+            roots = self.sharing.roots(node, states)
+            got = self.sharing.graded(node, got)
+            if self.sharing.has_weights(node) and self.on_weights is not None:
                 got = self.on_weights(node, got)
             self.known[node.output] = dataclasses.replace(got, roots=roots)
         except NoSoundRule as error:
@@ -211,11 +213,6 @@ class Engine:
             if weighs and self.on_weights is not None and len(node.inputs) == 1:
                 state = self.on_weights(node, self.known[node.output])
                 self.known[node.output] = state
-
-    @staticmethod
-    def _has_weights(node: Node) -> bool:
-        """Whether a node that its rule has taken multiplies by fresh weights."""
-        return node.name in primitives.WEIGHT_OPERATIONS
 
     def _sample(self, node: Node, reason: str) -> None:
         label = self._label(node)
@@ -279,7 +276,8 @@ class Engine:
             if value < self.first_reader:
                 parts = [p.map(Field.single) for p in parts]
             origins = [p.roots for p in parts]
-            if sum(map(len, origins)) != len(frozenset().union(*origins)):
+            shared = sum(map(len, origins)) != len(frozenset().union(*origins))
+            if shared and not self.sharing.in_pieces(value):
                 return self._drawn(value, "cotangents of one origin meet here")
             total = parts[0]
             for other in parts[1:]:
@@ -381,8 +379,8 @@ class Engine:
             for v, ct in zip(node.inputs, back, strict=True):
                 if ct is not None and v not in self.fixed:
                     origin = cotangent.roots
-                    if self._has_weights(node):
-                        origin = frozenset([node.output])
+                    if self.sharing.has_weights(node):
+                        origin = self.sharing.roots(node, ())
                         if self.on_cotangent is not None:
                             ct = self.on_cotangent(node, ct)
                     ct = dataclasses.replace(ct, terms=(), roots=origin)

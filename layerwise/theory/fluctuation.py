@@ -24,6 +24,7 @@ References:
 import functools
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +94,7 @@ def contracted(
     for a, (tap, step) in enumerate(zip(taps, steps, strict=True)):
         matrix = _tap_matrix(field.lags[a], lags[a], tap, step)
         out = np.moveaxis(np.tensordot(out, matrix, (a, 1)), -1, a)
-    return out
+    return np.asarray(out)
 
 
 def pulled_through(
@@ -130,7 +131,7 @@ def pulled_through(
     else:
         known = _by_lag(cotangent)[2]
         alike, bend, curl = (
-            _seen(np.broadcast_to(v, known.shape), cotangent, field, steps)
+            _seen(np.broadcast_to(v, np.shape(known)), cotangent, field, steps)
             for v in (known, response.bend, response.curl)
         )
     raw, double = _raw(field)
@@ -165,7 +166,7 @@ def _raw(field: Field) -> tuple[np.ndarray, np.ndarray]:
     for a, lags in enumerate(field.lags):
         at = np.array([_between(lags, 2.0 * v) for v in lags])
         double = np.moveaxis(np.tensordot(double, at, (a, 1)), -1, a)
-    return raw, double
+    return np.asarray(raw), np.asarray(double)
 
 
 def mapped(
@@ -214,11 +215,11 @@ def of_batch(squares: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray
     return out
 
 
-def _at_zero(values: np.ndarray, field: Field) -> float:
-    return float(values[tuple(v.index(0) for v in field.lags)])
+def _at_zero(values: Any, field: Field) -> float:
+    return float(np.asarray(values)[tuple(v.index(0) for v in field.lags)])
 
 
-def _over_taps(values: np.ndarray, field: Field, taps: Taps) -> float:
+def _over_taps(values: Any, field: Field, taps: Taps) -> float:
     """Returns the mean over pairs of taps of something given by lag."""
     for tap, lags in zip(taps, field.lags, strict=True):
         values = np.tensordot(_tap_matrix(lags, (0,), tap, 1.0)[0], values, (0, 0))
@@ -260,6 +261,6 @@ def _by_lag(field: Field) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     over = tuple(range(-field.rank, 0)) if field.rank else ()
     count = np.maximum(live.sum(axis=over), 1)
     square, size, value = (
-        np.sum(v, axis=over) / count for v in (rho**2, np.abs(rho), rho)
+        np.asarray(np.sum(v, axis=over) / count) for v in (rho**2, np.abs(rho), rho)
     )
     return square, size, value

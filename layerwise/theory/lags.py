@@ -173,7 +173,7 @@ def shifted(
 
 def inside(lags: Sequence[tuple[int, ...]], sizes: Sequence[int]) -> np.ndarray:
     """Returns ``(*lags, *positions)``: whether both positions lie in the map."""
-    return shifted(np.ones(tuple(sizes)), lags) > 0
+    return np.asarray(shifted(np.ones(tuple(sizes)), lags) > 0)
 
 
 def row_sums(

@@ -146,7 +146,7 @@ def latent_correlation(field: Field) -> np.ndarray:
     return np.interp(rho, np.maximum.accumulate(got), grid)
 
 
-def centred(field: Field) -> tuple[np.ndarray, np.ndarray]:
+def centred(field: Field) -> tuple[np.ndarray, Any]:
     """Returns covariances of pairs and standard deviations, both scaled."""
     product = 0.0
     if np.any(field.mean):
@@ -183,7 +183,7 @@ class Local:
 
     def __init__(self, law: np.ndarray, phi: Numeric, slope: Numeric):
         w, step = weights(), 1e-3
-        power = float(w @ law**2)
+        power = max(float(w @ law**2), 1e-300)
         f2, g2 = phi(law) ** 2, slope(law) ** 2
         value, gradient = (max(float(w @ v), 1e-300) for v in (f2, g2))
 
@@ -195,9 +195,9 @@ class Local:
 
         self.growth, self.gradient_growth = growth(phi), growth(slope)
         self.together = float(w @ (f2 * g2)) / (value * gradient)
-        self.turn = float(w @ (g2 * law**2)) / (power * gradient) - 1.0
+        self.turn = float(w @ (g2 * law**2)) / power / gradient - 1.0
         along = float(w @ (phi(law) * slope(law) * law))
-        self.keeping = along**2 / (power * value * gradient)
+        self.keeping = along / power * (along / value) / gradient
 
 
 class Pointwise:
@@ -314,7 +314,7 @@ class Pointwise:
             return mean, table, 0.0, 0.0
         w = weights()
         values = [self.values(function, t) for t in factors]
-        mean = self.expand(sum(p * (v @ w) for p, v in zip(chances, values)))
+        mean = self.expand(np.tensordot(chances, np.stack(values) @ w, (0, 0)))
         each = np.stack([self.expand(np.square(v) @ w) for v in values])
         full = np.tensordot(chances, each, (0, 0))
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -351,7 +351,8 @@ class Pointwise:
             pair = sd * lagging.shifted(sd, f.lags)
             joint = pair * dual.two_slope_dual(*slopes, 1.0, 1.0, self.rho)
             joint *= np.exp(np.clip(f.log_scale, -700, 700))
-            response = dataclasses.replace(response, **self._kink(*slopes))
+            bend, curl = self._kink(*slopes)
+            response = dataclasses.replace(response, bend=bend, curl=curl)
         else:
             _, table, _, self.shift = self.averaged(slope)
             _, _, joint = self.pairs(self.values(lambda x: slope(x) * x))
@@ -387,7 +388,8 @@ class Pointwise:
         return float(gain), Response(
             float(whole * (local.gradient_growth + after.power * local.growth)),
             float(whole * after.alignment * local.keeping),
-            **self._curvature(slope, local.turn),
+            0.0,
+            *self._curvature(slope, local.turn),
         )
 
     def _typical_rho(self) -> np.ndarray:
@@ -397,15 +399,15 @@ class Pointwise:
         count = np.maximum(inside.sum(axis=over), 1)
         return np.asarray((self.rho[0] * inside).sum(axis=over) / count)
 
-    def _kink(self, up: float, down: float) -> dict[str, np.ndarray]:
+    def _kink(self, up: float, down: float) -> tuple[np.ndarray, np.ndarray]:
         """The response's bend and curl of two slopes; at one position they cancel."""
         rho = np.clip(self._typical_rho(), -0.999, 0.999)
         jump = (up - down) ** 2 / (2 * np.pi * np.sqrt(1 - rho**2))
         jump = np.asarray(jump / dual.two_slope_slope_dual(up, down, rho))
         jump[tuple(v.index(0) for v in self.field.lags)] = 0.0
-        return {"bend": jump, "curl": -rho * jump}
+        return jump, np.asarray(-rho * jump)
 
-    def _curvature(self, slope: Numeric, turn: float) -> dict[str, np.ndarray]:
+    def _curvature(self, slope: Numeric, turn: float) -> tuple[np.ndarray, np.ndarray]:
         """The bend and curl of a smooth function, by Hermite coefficients."""
         rho = self._typical_rho()
         mean, sd = self.sites.mean(axis=1)
@@ -420,7 +422,7 @@ class Pointwise:
         bend, curl = np.asarray(bend / pair), np.asarray(curl / pair)
         zero = tuple(v.index(0) for v in self.field.lags)
         bend[zero], curl[zero] = 0.5 * turn, 0.0
-        return {"bend": bend, "curl": curl}
+        return bend, curl
 
     def _linear_joint(self, cotangent: Field, slope: float) -> np.ndarray | None:
         # E[ct ct' x x'] with x = y / slope: the scale was multiplied by slope**2.

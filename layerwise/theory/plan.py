@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from layerwise.theory import registry
 from layerwise.theory.context import Node
 from layerwise.theory.normalization import Normalization, recognize
 from layerwise.tracing import TracedModel, primitives
@@ -182,7 +183,34 @@ class Planner:
         if found is not None:
             self.nodes[b] = make("normalization", data=found)
             return
+        if self._piecewise(signals):
+            return
         self.nodes[b] = make("opaque")
+
+    def _piecewise(self, equations: list[Equation]) -> bool:
+        """Makes a node of each equation, where channels are cut into pieces.
+
+        The pieces of one product are independent of each other, so that what is made of
+        several (a gated unit) is no function of one signal.
+        """
+        if not any(e.name in ("split", "slice") for e in equations):
+            return False
+        made: dict[int, Node] = {}
+        for e in equations:
+            inputs = tuple(v for v in dict.fromkeys(e.values_in) if v in self.flow.root)
+            phi = None
+            if len(inputs) == 1 and self._is_scalar(e):
+                phi = scalar_function([e], inputs[0], e.outputs[0], self.constant)
+            if phi is None and registry.find(e.name) is None:
+                return False
+            for v in e.outputs:
+                node = Node(e.name, inputs, v, (e,))
+                if phi is not None:
+                    shared = self._shared(phi)
+                    node = Node("pointwise", inputs, v, (e,), shared)
+                made[v] = node
+        self.nodes.update(made)
+        return True
 
     def _shared(self, phi: ScalarFunction) -> ScalarFunction:
         """One function object for equal functions, so that one cache serves all."""

@@ -1,6 +1,8 @@
 """What was predicted: the table, the grades, the reasons."""
 
 import dataclasses
+import functools
+import html
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -22,7 +24,7 @@ _RANGES = {  # smallest normal and largest number
 }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
     """Moments at every site of a network, predicted.
 
@@ -83,10 +85,14 @@ class Prediction:
             KeyError: If the layer has no such site.
         """
         for k in {"z": ("z", "v", "u"), "v": ("v", "u")}.get(kind, (kind,)):
-            for i, site in enumerate(self.sites):
-                if (site.kind, site.layer) == (k, layer):
-                    return i
+            if (k, layer) in self._index:
+                return self._index[k, layer]
         raise KeyError(f"no site {kind!r} at layer {layer}")
+
+    @functools.cached_property
+    def _index(self) -> dict[tuple[str, int], int]:
+        sites = list(enumerate(self.sites))
+        return {(s.kind, s.layer): i for i, s in reversed(sites)}
 
     def curve(self, direction: str, *, log: bool = False) -> np.ndarray:
         """Returns the curve of the papers: q_0, q_1 ... q_L, or r_0 ... r_L.
@@ -119,15 +125,27 @@ class Prediction:
         return found
 
     def reason(self, path: str) -> str:
-        """Returns which factors moved the signal at a layer, in words."""
-        parts = [f"{k} x{v:.3g}" for k, v in self.factors.get(path, {}).items()]
-        return f"{path}: " + (", ".join(parts) or "nothing")
+        """Returns which factors moved the signal at a layer, as a sentence.
+
+        Example:
+            >>> p = lw.predict(lw.zoo.f34(width=4, image_size=32), method="sitewise")
+            >>> p.reason("Conv_1")[:54]
+            'Conv_1: weights multiply by 2, zero padding loses 9.68'
+        """
+        row = self.factors.get(path, {})
+        parts = [_moved(_NOUNS.get(k, k), v) for k, v in row.items()]
+        return f"{path}: " + (", ".join(parts) or "nothing moves the signal") + "."
 
     def to_frame(self) -> "pandas.DataFrame":
-        """Returns one row per site, direction and statistic."""
+        """Returns one row per site, direction and statistic.
+
+        Columns: layer, path, kind, direction, draw (-2: a prediction belongs to none),
+        statistic and value, as a measurement's, and the grade.
+        """
         import pandas as pd
 
         rows = []
+        variance = {d: self.second[d] - np.square(self.mean[d]) for d in DIRECTIONS}
         for direction in DIRECTIONS:
             for i, site in enumerate(self.sites):
                 where = {
@@ -135,9 +153,11 @@ class Prediction:
                     "path": site.path,
                     "kind": site.kind,
                     "direction": direction,
+                    "draw": PREDICTED,
                 }
                 for statistic, values, grades in (
                     ("mean", self.mean, self.mean_grade),
+                    ("variance", variance, self.grade),
                     ("second_moment", self.second, self.grade),
                     ("log_second_moment", self.log_second, self.grade),
                 ):
@@ -152,11 +172,10 @@ class Prediction:
                     )
         return pd.DataFrame(rows)
 
-    def __str__(self) -> str:
-        """The curve as a table, with grades and the coverage line."""
-        lines = [f"{self.method}: {self.coverage}", self.resolution]
-        lines.append(f"{'layer':>5} {'E[u^2]':>11} {'':3} {'E[dz^2]':>11} {'':3} path")
+    def rows(self) -> list[tuple[int, str, float, str, float, str]]:
+        """Returns layer, path, E[u^2] and its grade, E[dz^2] and its grade."""
         q, r = (self.curve(d) for d in DIRECTIONS)
+        found = []
         for layer in range(len(q)):
             path = "input" if layer == 0 else self.layer_paths[layer - 1]
             marks = []
@@ -166,9 +185,57 @@ class Prediction:
                     grade = self.grade[direction][at]
                 except KeyError:
                     grade = None
-                marks.append("" if grade is None else grade.label[:3])
+                marks.append("" if grade is None else grade.label)
+            found.append((layer, path, q[layer], marks[0], r[layer], marks[1]))
+        return found
+
+    def notes(self) -> list[str]:
+        """Returns what a reader must know to read the numbers."""
+        lines = [f"{self.method}: {self.coverage}", self.resolution]
+        lines += [f"Sampled: {k}: {v}." for k, v in list(self.sampled.items())[:3]]
+        for dtype in ("float16", "bfloat16", "float32"):
+            crossed = self.out_of_range(dtype)
+            if crossed:
+                place, how = next(iter(crossed.items()))
+                lines.append(f"{dtype}: {how} {place} and {len(crossed) - 1} more.")
+        return lines
+
+    def __str__(self) -> str:
+        """The curve as a table, with grades and the coverage line."""
+        lines = self.notes()
+        lines.append(f"{'layer':>5} {'E[u^2]':>11} {'':3} {'E[dz^2]':>11} {'':3} path")
+        rows = self.rows()
+        shown = rows if len(rows) <= 2 * SHOWN else [*rows[:SHOWN], *rows[-SHOWN:]]
+        for layer, path, q, mark, r, back in shown:
+            if len(shown) < len(rows) and layer == rows[-SHOWN][0]:
+                lines.append(f"  ... {len(rows) - 2 * SHOWN} more, in to_frame()")
             lines.append(
-                f"{layer:>5} {q[layer]:>11.4g} {marks[0]:3} {r[layer]:>11.4g} "
-                f"{marks[1]:3} {path}"
+                f"{layer:>5} {q:>11.4g} {mark[:3]:3} {r:>11.4g} {back[:3]:3} {path}"
             )
         return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head = "<tr><th>" + "</th><th>".join(_HEADINGS) + "</th></tr>"
+        body = "".join(
+            f"<tr><td>{layer}</td><td>{html.escape(path)}</td><td>{q:.4g}</td>"
+            f"<td>{mark}</td><td>{r:.4g}</td><td>{back}</td></tr>"
+            for layer, path, q, mark, r, back in self.rows()
+        )
+        notes = "".join(f"<p>{html.escape(n)}</p>" for n in self.notes())
+        return f"{notes}<table>{head}{body}</table>"
+
+
+PREDICTED = -2
+"""The draw that a prediction is listed under."""
+SHOWN = 40
+_HEADINGS = ("layer", "path", "E[u²]", "grade", "E[dz²]", "grade")
+_NOUNS = {"fan": "weights", "padding": "zero padding", "activation": "the activation"}
+
+
+def _moved(noun: str, factor: float) -> str:
+    many = noun == "weights"
+    if factor < 1:
+        return f"{noun} lose{'' if many else 's'} {100 * (1 - factor):.3g} %"
+    return f"{noun} multipl{'y' if many else 'ies'} by {factor:.3g}"

@@ -45,13 +45,13 @@ class Repeats:
         found = self._recall(node, "forward", states)
         if found is None:
             return None
-        shifts, (result,) = found
+        shifts, before, (result,) = found
         share = self._share(node)
         if max(shifts) - min(shifts) > share:
             return None
         if not _homogeneous(node):
             return result if abs(shifts[0]) <= share else None
-        return _rescaled(result, shifts[0])
+        return _advanced(result, shifts[0], states[0], before[0])
 
     def backward(
         self, node: Node, states: Sequence[State], flags: Hashable, cotangent: State
@@ -60,10 +60,10 @@ class Repeats:
         found = self._recall(node, flags, (*states, cotangent))
         if found is None:
             return None
-        (*shifts, by), results = found
+        (*shifts, by), before, results = found
         if not _homogeneous(node) and max(map(abs, shifts)) > self._share(node):
             return None
-        return tuple(_rescaled(s, by) for s in results)
+        return tuple(_advanced(s, by, cotangent, before[-1]) for s in results)
 
     def remember(
         self,
@@ -83,19 +83,22 @@ class Repeats:
 
     def _recall(
         self, node: Node, flags: Hashable, operands: Sequence[State]
-    ) -> tuple[list[float], tuple[State, ...]] | None:
+    ) -> tuple[list[float], Sequence[State], tuple[State, ...]] | None:
         kind = self.kinds[node.output]
         held = self.known.get((kind, flags)) if kind is not None else None
         if held is None:
             return None
         before, results = held
         shifts = []
+        # Fluctuations over networks grow with depth; nothing here depends on them.
+        fields = [f for s in operands for _, f in s.parts]
+        steady = _homogeneous(node) and all(f.response.is_zero for f in fields)
         for now, then in zip(operands, before, strict=True):
-            shift = _shift(now, then, self._share(node))
+            shift = _shift(now, then, self._share(node), steady)
             if shift is None:
                 return None
             shifts.append(shift)
-        return shifts, results
+        return shifts, before, results
 
     def _kind(self, node: Node) -> Hashable | None:
         """Returns what makes two nodes equal but for their operands' moments."""
@@ -129,8 +132,19 @@ class Repeats:
         return self.texts[id(eqn)]
 
 
-def _rescaled(state: State, by: float) -> State:
-    return state.map(lambda f: f.replace(log_scale=f.log_scale + by))
+def _advanced(state: State, by: float, now: State, then: State) -> State:
+    """Returns a result at another scale; errors and fluctuations add up as before."""
+    wider = now.parts[0][1].own_spread - then.parts[0][1].own_spread
+
+    def advance(f: Field) -> Field:
+        spread = np.maximum(f.spread + wider, 0.0) if wider else f.spread
+        return f.replace(log_scale=f.log_scale + by, spread=spread)
+
+    return state.map(
+        advance,
+        tolerance=state.tolerance + now.tolerance - then.tolerance,
+        pair_tolerance=state.pair_tolerance + now.pair_tolerance - then.pair_tolerance,
+    )
 
 
 def _homogeneous(node: Node) -> bool:
@@ -143,13 +157,13 @@ def _homogeneous(node: Node) -> bool:
     )
 
 
-def _shift(now: State, then: State, share: float) -> float | None:
+def _shift(now: State, then: State, share: float, steady: bool) -> float | None:
     """Returns log(scale now / scale then) if the two are equal but for it."""
     if len(now.parts) != len(then.parts) or not _alike(now, then, _OWN_STATE):
         return None
     shifts = []
     for (n, f), (m, g) in zip(now.parts, then.parts, strict=True):
-        shift = _field_shift(f, g, share) if n == m else None
+        shift = _field_shift(f, g, share, steady) if n == m else None
         if shift is None:
             return None
         shifts.append(shift)
@@ -158,8 +172,8 @@ def _shift(now: State, then: State, share: float) -> float | None:
     return shifts[0]
 
 
-_OWN_STATE = ("parts", "roots", "terms")
-_OWN_FIELD = ("mean", "table", "log_scale", "shape", "joint", "through")
+_OWN_STATE = ("parts", "roots", "terms", "tolerance", "pair_tolerance")
+_OWN_FIELD = ("mean", "table", "log_scale", "shape", "joint", "through", "response")
 
 
 def _alike(a: State | Field, b: State | Field, but: Sequence[str]) -> bool:
@@ -176,8 +190,10 @@ def _alike(a: State | Field, b: State | Field, but: Sequence[str]) -> bool:
     return True
 
 
-def _field_shift(f: Field, g: Field, share: float) -> float | None:
-    if not _alike(f, g, _OWN_FIELD):
+def _field_shift(f: Field, g: Field, share: float, steady: bool) -> float | None:
+    if not _alike(f, g, (*_OWN_FIELD, "spread") if steady else _OWN_FIELD):
+        return None
+    if f.response is not g.response and not (f.response.is_zero and g.response.is_zero):
         return None
     if f.shape is not g.shape:
         if f.shape is None or g.shape is None:

@@ -217,7 +217,7 @@ def common(shares: Sequence[float], spreads: Sequence[Any]) -> np.ndarray:
     roots = [
         s * np.sqrt(np.maximum(v, 0.0)) for s, v in zip(shares, spreads, strict=True)
     ]
-    return np.asarray(np.asarray(sum(roots)) ** 2)
+    return np.asarray(np.square(sum(roots)))
 
 
 def mix(fields: Sequence[Field], weights: Sequence[float]) -> Field:

@@ -47,7 +47,9 @@ def test_called_under_jit():
             {"draws": 4, "batch_size": 4, "chunk": 4},
             r"(?s)3 networks at once .* batch_size=1\.",
         ),
-        ({"draws": 1}, "Pass 1 examples instead of 2"),
+        pytest.param(
+            {"draws": 1}, "Pass 1 examples instead of 2", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_what_does_not_fit(options, fix):

@@ -110,8 +110,8 @@ def convolutions(draw):
 
 FORMS = {
     "by the limits": {},
-    "products": {"_LARGE_KERNEL": 0, "_MANY_CHANNELS": 0},
-    "transposed kernel": {"_MAX_PATCH_BYTES": 0},
+    "products": {"_LARGE_KERNEL": 0, "_MANY_CHANNELS": 0, "_FEW_CHANNELS": 0},
+    "transposed kernel": {"_MAX_PATCH_BYTES": 0, "_FEW_CHANNELS": 0},
 }
 
 

@@ -118,6 +118,12 @@ def test_all_of_them_in_one_pass_and_weight_gradients(key):
     frame = got.to_frame()
     rows = frame[(frame.statistic == "dead_fraction") & (frame.direction == "forward")]
     assert len(rows) == 3 * len(got.sites)
+    assert len(frame) == 3 * (2 * len(got.sites) * len(got.statistic_names) + 2)
+    one = rows[(rows.path == "a") & (rows.kind == "v") & (rows.draw == 1)]
+    at = got.find("v", 1)
+    assert one.value.item() == got.statistic("dead_fraction")[2, at]
+    one = frame[(frame.kind == "weight") & (frame.path == "b") & (frame.draw == 0)]
+    assert one.value.item() == got.weight_gradient[1, 1]
     np.testing.assert_array_equal(
         got.summary("forward", "maximum").mean,
         got.statistic("maximum")[got.ensemble].mean(axis=0),

@@ -14,7 +14,7 @@ from tests.measurement.models import CASES, explicit
 
 # A network in each of these runs always, in one precision; all of them in both when
 # slow tests do.
-QUICK = ("strided_and_pooled", "tied_embedding", "a_cond", "nnx_module")
+QUICK = ("tied_embedding", "a_cond", "nnx_module")
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 RUNS = [
     pytest.param(

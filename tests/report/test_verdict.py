@@ -363,7 +363,6 @@ CHEAP = (
     "LeCun, ReLU, depth 4",
     "stddev 0.01 everywhere",
     "stddev 1 everywhere",
-    "BatchNorm, depth 6",
 )
 
 
@@ -465,6 +464,26 @@ def test_the_network_that_was_passed_in_is_judged_too(measured):
     found = lw.diagnose(mixed)
     assert found.verdict == "sick"
     assert found[0].reason.startswith("in the network that was passed in, ")
+
+
+def test_dead_channels_and_rank_collapse_where_they_were_measured(measured):
+    shape = measured.mean["forward"].shape
+    depth = np.array([s.layer for s in measured.sites], float)
+    values = {
+        "dead_fraction": np.where(depth == 2, 0.7, 0.0) * np.ones(shape),
+        "zero_fraction": np.full(shape, 0.5),
+        "cosine_examples": 1 - 30.0**-depth * np.ones(shape),
+    }
+    other = {name: dict.fromkeys(measured.mean, x) for name, x in values.items()}
+    found = lw.diagnose(dataclasses.replace(measured, other=other))
+    assert "not looked for" not in found.basis
+    by_kind = {f.kind: f for f in found}
+    assert found.verdict == "sick"
+    assert by_kind["rank_collapse"].severity == "sick"
+    assert by_kind["rank_collapse"].path == "Dense_1"
+    assert by_kind["dead_units"].severity == "warning"
+    assert by_kind["dead_units"].path == "Dense_1"
+    assert "not looked for" in lw.diagnose(measured).basis
 
 
 def test_few_networks_cannot_show_health(measured):

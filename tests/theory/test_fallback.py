@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import Primitive
-from jax.interpreters import mlir
+from jax.extend.core import Primitive  # noqa: TID251 (as a user makes one)
+from jax.interpreters import ad, mlir  # noqa: TID251
 
 import layerwise as lw
 from layerwise.theory import registry
@@ -13,7 +13,9 @@ from layerwise.theory.state import Grade
 
 
 KEYS = jax.random.split(jax.random.key(5), 2)
-PARAMS = {n: jax.random.normal(k, (32, 32)) / 6 for n, k in zip("ab", KEYS, strict=True)}
+PARAMS = {
+    n: jax.random.normal(k, (32, 32)) / 6 for n, k in zip("ab", KEYS, strict=True)
+}
 ROWS = jax.random.normal(jax.random.key(6), (4, 32))
 
 
@@ -109,7 +111,5 @@ def _primitive(name, derivative=False):
     made.def_abstract_eval(lambda x: x)
     mlir.register_lowering(made, mlir.lower_fun(lambda x: 2.0 * x, False))
     if derivative:
-        from jax.interpreters import ad
-
         ad.deflinear2(made, lambda ct, _: [2.0 * ct])
     return made

@@ -11,10 +11,12 @@ on eight times as many networks. Those found on the way are tests by name.
 import functools
 
 import jax
+import pytest
 from hypothesis import HealthCheck, given, settings
 
 from layerwise.theory.predict import predict
 from tests.theory.architectures import (
+    Architecture,
     architectures,
     build,
     draw,
@@ -31,7 +33,7 @@ QUIET = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 def check(architecture):
     model, shapes = build(architecture)
     x = jax.numpy.asarray(inputs(architecture))
-    prediction = predict(model, example(shapes), x)
+    prediction = predict(model, example(shapes), x, draws=4)
     run = functools.partial(
         measure, prediction, functools.partial(draw, shapes), x, batch=32
     )
@@ -44,3 +46,23 @@ def check(architecture):
 @settings(max_examples=10, deadline=None, suppress_health_check=QUIET)
 def test_random_architectures(architecture):
     check(architecture)
+
+
+@pytest.mark.slow
+@given(architectures)
+@settings(max_examples=300, deadline=None, suppress_health_check=QUIET)
+def test_many_random_architectures(architecture):
+    check(architecture)
+
+
+FOUND = {
+    # A maximum sits where the power is high, and so is the gate's other factor there.
+    "factors behind a maximum": Architecture(
+        ("gate",), act="leaky", width=32, gain=1.0, head="max", inputs="white", size=6
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_those_that_failed_once(name):
+    check(FOUND[name])

@@ -1,5 +1,7 @@
 """`lw.predict` as a user calls it: laws, methods, tables, rules of their own."""
 
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 import layerwise as lw
+from layerwise.theory.registry import coverage_table
 from layerwise.theory.state import Grade
 
 
@@ -40,3 +43,22 @@ def test_parameters_stand_for_networks_of_their_second_moments():
     once, twice = (lw.predict(Net(), p, INPUTS) for p in (params, doubled))
     ratio = twice.curve("forward")[1:] / once.curve("forward")[1:]
     np.testing.assert_allclose(ratio, [4.0, 16.0, 64.0], rtol=1e-6)
+
+
+def test_the_table_has_a_measurement_s_columns_and_the_grade():
+    got = lw.predict(Net(), None, INPUTS)
+    frame = got.to_frame()
+    columns = ["layer", "path", "kind", "direction", "draw", "statistic", "value"]
+    assert list(frame.columns) == [*columns, "grade"]
+    assert set(frame["statistic"]) >= {"mean", "variance", "second_moment"}
+    for text in (str(got), got._repr_html_()):
+        assert "Conv_1" in text
+        assert got.coverage in text
+    assert "zero padding loses" in got.reason("Conv_0")
+
+
+def test_the_coverage_page_is_that_of_the_registry():
+    page = Path(__file__).parents[2] / "docs" / "coverage.md"
+    assert page.read_text() == coverage_table(), (
+        "python -m layerwise.theory.coverage > docs/coverage.md"
+    )

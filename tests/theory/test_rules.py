@@ -3,8 +3,8 @@
 A case is a function of one or two pre-activations, each a product of the inputs with
 weights of its own and so exactly normal. The second moment and the mean of its result,
 and the second moment of the cotangent at the pre-activation (from independent signs at
-the result), are compared with as many networks as bring the standard error to about a
-percent. `bias` is what a rule's own docstring allows it to be off by.
+the result), are compared with 1000 networks: within 5 standard errors, and what the
+rule states as its own error.
 """
 
 import inspect
@@ -24,6 +24,7 @@ from layerwise.theory.predict import predict
 from layerwise.theory.rules import (
     elementwise,
     linear,
+    normalization,
     pooling,
     positions,
 )
@@ -32,7 +33,7 @@ from layerwise.tracing import as_function, trace
 
 
 HEIGHT, WIDTH, CHANNELS, BATCH, SOURCES = 6, 5, 6, 3, 16
-DRAWS = 400
+DRAWS = 1000
 
 
 def inputs():
@@ -89,48 +90,44 @@ def mean_over_positions(u):
     return jax.nn.relu(u).mean((1, 2))
 
 
-# name of the node -> (function of the pre-activations, allowed bias)
+# name of the node -> a function of the pre-activations
 CASES = {
-    "conv_general_dilated": (lambda p, u: conv(jax.nn.relu(u), p["v"], 2), 0.0),
-    "dot_general": (lambda p, u: jax.nn.relu(u) @ p["m"], 0.0),
-    "pointwise": (lambda p, u: jax.nn.gelu(1.3 * u) - 0.2, 1e-3),
-    "add": (lambda p, u, t: jax.nn.relu(u) + jax.nn.relu(t), 0.0),
-    "sub": (lambda p, u, t: jax.nn.relu(u) - jax.nn.relu(t), 0.0),
-    "mul": (lambda p, u, t: u * jax.nn.sigmoid(t), 0.0),
-    "select_n": (lambda p, u: jnp.where(MASK, u, 0.0), 0.0),
-    "reshape": (lambda p, u: jax.nn.relu(u).reshape(BATCH, -1), 0.0),
-    "squeeze": (
-        lambda p, u: jnp.squeeze(jax.nn.relu(u).sum(1, keepdims=True), 1),
-        0.01,
-    ),
-    "optimization_barrier": (lambda p, u: jax.lax.optimization_barrier(u), 0.0),
-    "transpose": (lambda p, u: jax.nn.relu(u).transpose(0, 2, 1, 3).sum(1), 0.01),
-    "reduce_sum": (lambda p, u: mean_over_positions(u), 0.01),
-    "reduce_window_sum": (lambda p, u: window_sum(jax.nn.relu(u)), 0.01),
-    "cumsum": (lambda p, u: jnp.cumsum(jax.nn.relu(u), 1), 0.01),
-    "rev": (lambda p, u: conv(jax.nn.relu(u)[:, ::-1], p["v"], 2), 0.0),
-    "pad": (lambda p, u: jnp.pad(u, ((0, 0), (1, 2), (0, 0), (0, 0))), 0.0),
-    "slice": (lambda p, u: u[:, 1:4:2], 0.0),
+    "conv_general_dilated": (lambda p, u: conv(jax.nn.relu(u), p["v"], 2)),
+    "dot_general": (lambda p, u: jax.nn.relu(u) @ p["m"]),
+    "pointwise": (lambda p, u: jax.nn.gelu(1.3 * u) - 0.2),
+    "add": (lambda p, u, t: jax.nn.relu(u) + jax.nn.relu(t)),
+    "sub": (lambda p, u, t: jax.nn.relu(u) - jax.nn.relu(t)),
+    "mul": (lambda p, u, t: u * jax.nn.sigmoid(t)),
+    "select_n": (lambda p, u: jnp.where(MASK, u, 0.0)),
+    "reshape": (lambda p, u: jax.nn.relu(u).reshape(BATCH, -1)),
+    "squeeze": (lambda p, u: jnp.squeeze(jax.nn.relu(u).sum(1, keepdims=True), 1)),
+    "optimization_barrier": (lambda p, u: jax.lax.optimization_barrier(u)),
+    "transpose": (lambda p, u: jax.nn.relu(u).transpose(0, 2, 1, 3).sum(1)),
+    "reduce_sum": (lambda p, u: mean_over_positions(u)),
+    "reduce_window_sum": (lambda p, u: window_sum(jax.nn.relu(u))),
+    "cumsum": (lambda p, u: jnp.cumsum(jax.nn.relu(u), 1)),
+    "rev": (lambda p, u: conv(jax.nn.relu(u)[:, ::-1], p["v"], 2)),
+    "pad": (lambda p, u: jnp.pad(u, ((0, 0), (1, 2), (0, 0), (0, 0)))),
+    "slice": (lambda p, u: u[:, 1:4:2]),
     "broadcast_in_dim": (
         lambda p, u: jnp.broadcast_to(
             mean_over_positions(u)[:, None, None], (BATCH, 2, 3, CHANNELS)
-        ).sum(2),
-        0.01,
+        ).sum(2)
     ),
-    "split": (lambda p, u: jnp.split(jnp.tanh(u), 2, -1)[1], 1e-3),
-    "concatenate": (lambda p, u, t: jnp.concatenate([jax.nn.relu(u), t], -1), 0.0),
-    "normalization": (lambda p, u: jax.nn.relu(batch_norm(u)), 0.1),  # 2 / freedom
-    "reduce_window_max": (lambda p, u: window_max(jax.nn.relu(u)), 0.03),
-    "reduce_max": (lambda p, u: jax.nn.relu(u).max((1, 2)), 0.03),
+    "split": (lambda p, u: jnp.split(jnp.tanh(u), 2, -1)[1]),
+    "concatenate": (lambda p, u, t: jnp.concatenate([jax.nn.relu(u), t], -1)),
+    "normalization": (lambda p, u: jax.nn.relu(batch_norm(u))),
+    "reduce_window_max": (lambda p, u: window_max(jax.nn.relu(u))),
+    "reduce_max": (lambda p, u: jax.nn.relu(u).max((1, 2))),
 }
 MORE = {  # a second form of some rules
-    "conv transposed": (lambda p, u: conv(u, p["v"], 1, ((1, 2), (1, 2)), up=2), 0.0),
-    "conv dilated": (lambda p, u: conv(u, p["v"], 1, "SAME", 2), 0.0),
-    "conv grouped": (lambda p, u: conv(u, p["g"], groups=3), 0.0),
-    "bias": (lambda p, u: jax.nn.relu(u + p["b"]), 0.0),
-    "layer norm": (lambda p, u: layer_norm(conv(jax.nn.relu(u), p["wide"])), 0.04),
-    "channels padded": (lambda p, u: jnp.pad(u, ((0, 0),) * 3 + ((1, 3),)), 0.0),
-    "silu": (lambda p, u: jax.nn.silu(u), 1e-3),
+    "conv transposed": (lambda p, u: conv(u, p["v"], 1, ((1, 2), (1, 2)), up=2)),
+    "conv dilated": (lambda p, u: conv(u, p["v"], 1, "SAME", 2)),
+    "conv grouped": (lambda p, u: conv(u, p["g"], groups=3)),
+    "bias": (lambda p, u: jax.nn.relu(u + p["b"])),
+    "layer norm": (lambda p, u: layer_norm(conv(jax.nn.relu(u), p["wide"]))),
+    "channels padded": (lambda p, u: jnp.pad(u, ((0, 0),) * 3 + ((1, 3),))),
+    "silu": (lambda p, u: jax.nn.silu(u)),
 }
 FIXED_SHAPES = {
     "w": (3, 3, SOURCES, CHANNELS),
@@ -157,7 +154,7 @@ def model_of(case):
 
 
 def predictions(case):
-    """Returns (node names, mean, second, cotangent second, scales of the leaves)."""
+    """Returns (node names, result, cotangent, scales of the leaves)."""
     model = model_of(case)
     shapes = jax.eval_shape(
         lambda: {n: jnp.zeros(s, jnp.float32) for n, s in FIXED_SHAPES.items()}
@@ -173,11 +170,10 @@ def predictions(case):
     engine = Engine(traced, law, (x,), frozenset([u, out]))
     engine.run()
     assert not engine.reasons, engine.reasons
-    mean, _, second = engine.known[out].moments()
     back = engine.combined(u)
     assert back is not None
     names = [n.name for n in engine.nodes]
-    return names, mean, second, back.moments()[2], scale
+    return names, engine.known[out], back, scale
 
 
 def draw(key, scale):
@@ -206,24 +202,26 @@ def samples(case, scale, key):
     return [np.asarray(v, np.float64) for v in run(jax.random.split(key, DRAWS))]
 
 
-def check(case, bias, key):
-    names, mean, second, back, scale = predictions(case)
+def check(case, key):
+    names, result, back, scale = predictions(case)
     means, seconds, backs = samples(case, scale, key)
-    assert_mean_close(means, mean, bias=bias * second**0.5)
-    assert_mean_close(seconds, second, bias=bias * second)
-    assert_mean_close(backs, back, bias=bias * back)
+    mean, _, second = result.moments()
+    stated = np.expm1(result.tolerance)
+    assert_mean_close(means, mean, bias=stated * second**0.5)
+    assert_mean_close(seconds, second, bias=stated * second)
+    cotangent = back.moments()[2]
+    assert_mean_close(backs, cotangent, bias=np.expm1(back.tolerance) * cotangent)
     return names
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_rule_matches_samples(name, key):
-    case, bias = CASES[name]
-    assert name in check(case, bias, key)
+    assert name in check(CASES[name], key)
 
 
 @pytest.mark.parametrize("name", sorted(MORE))
 def test_other_forms_match_samples(name, key):
-    check(*MORE[name], key)
+    check(MORE[name], key)
 
 
 def test_cotangents_of_one_origin_are_not_added_as_if_independent():
@@ -241,7 +239,8 @@ def test_cotangents_of_one_origin_are_not_added_as_if_independent():
 
 
 def test_every_rule_has_a_case():
-    assert set(CASES) == {e.name for e in registry.entries()}
+    elsewhere = {"gather"}  # reads integers: tests/theory/test_lookup.py
+    assert set(CASES) | elsewhere == {e.name for e in registry.entries()}
 
 
 def test_refuses_a_second_rule():
@@ -254,7 +253,9 @@ MUTATIONS = {
     "mean cross terms of a sum": (elementwise, "table = table + sign * (", "table = table + 0 * (", "add"),  # noqa: E501
     "other taps of a convolution": (linear, "summed = moved @ reach.T", "summed = moved @ (reach.T / 2)", "conv_general_dilated"),  # noqa: E501
     "transpose of a linear map": (positions, "field = map_axis(ctx, field, _spatial_index(state, a), m.T)", "field = map_axis(ctx, field, _spatial_index(state, a), m.T / 1.2)", "reduce_sum"),  # noqa: E501
-    "active share of a maximum": (pooling, "through = _scatter(pool, ct, active / pool.counts)", "through = _scatter(pool, ct, 1.0 / pool.counts)", "reduce_window_max"),  # noqa: E501
+    "windows of a maximum": (pooling, "second = _along(ct.second * share, back)", "second = _along(ct.second * share / 2, back)", "reduce_window_max"),  # noqa: E501
+    "copies of a broadcast": (positions, "np.ones((1, size))", "np.ones((1, size)) / 1.3", "broadcast_in_dim"),  # noqa: E501
+    "root of the variance": (normalization, "(stats.variance + epsilon) / boost", "(stats.variance + epsilon) * 2", "normalization"),  # noqa: E501
 }  # fmt: skip
 
 
@@ -271,4 +272,4 @@ def test_a_rule_without_one_of_its_terms_fails(name, key, monkeypatch):
     monkeypatch.setitem(sys.modules, "mutant", mutant)  # dataclasses look it up
     exec(compile(source.replace(old, new), "mutant", "exec"), mutant.__dict__)
     with pytest.raises(AssertionError, match="standard errors apart"):
-        check(*CASES[case], key)
+        check(CASES[case], key)

@@ -5,9 +5,11 @@ from layerwise.theory.rules import (
     channels,
     elementwise,
     linear,
+    lookup,
     normalization,
     pooling,
     positions,
+    products,
     shape,
 )
 
@@ -16,9 +18,11 @@ __all__ = [
     "channels",
     "elementwise",
     "linear",
+    "lookup",
     "normalization",
     "pooling",
     "positions",
+    "products",
     "rule",
     "shape",
 ]

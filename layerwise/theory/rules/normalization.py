@@ -133,11 +133,12 @@ class Normalize:
             if found.groups > 1:
                 raise NoSoundRule("groups of unlike channels")
             fields = ((state.channels, state.average()),)
-        parts, own = [], 0.0
+        parts, own, off = [], 0.0, 0.0
         for n, f in fields:
             stats = _statistics(ctx, found, extent, f)
             _check(stats)
             own = max(own, 3.0 / stats.freedom)
+            off = max(off, VANISHING * f.own_spread**2)
             parts.append((n, _normalized(found, extent, f, stats)))
         return dataclasses.replace(
             state,
@@ -145,7 +146,7 @@ class Normalize:
             grade=worst(state.grade, Grade.APPROXIMATE),
             mean_grade=worst(state.mean_grade, Grade.APPROXIMATE),
             terms=(),
-            tolerance=FORWARD,
+            tolerance=FORWARD + off,
             pair_tolerance=state.pair_tolerance + own,
         )
 
@@ -188,6 +189,8 @@ class Normalize:
 ENOUGH_FORWARD, ENOUGH_BACK = 6.0, 32.0
 FORWARD, BACKWARD = 0.01, 0.03
 """Stated errors with many degrees of freedom."""
+VANISHING = 0.05
+"""Per squared spread: sets whose entries are all zero, units in front being off."""
 
 
 def _check(stats: _Statistics, enough: float = ENOUGH_FORWARD) -> None:

@@ -1,0 +1,177 @@
+"""Products: of two signals (gates), with a parameter (scales), with a fixed mask."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from layerwise.theory import marginal
+from layerwise.theory.context import Node, RuleContext
+from layerwise.theory.registry import NoSoundRule, rule
+from layerwise.theory.rules.elementwise import (
+    aligned,
+    fit_parts,
+    parameter,
+    variation,
+    worst,
+)
+from layerwise.theory.state import Field, Grade, State, common
+
+
+def scale_parts(
+    ctx: RuleContext, state: State, array: np.ndarray, mean: float, second: float
+) -> State:
+    """Returns the state times a parameter with these moments."""
+    by_position = variation(array, state.axes, "s")
+    by_example = variation(array, state.axes, "b")
+
+    def scale(f: Field) -> Field:
+        table = f.table * second
+        if by_position:
+            table = f.table * mean**2
+            at = (0, *(v.index(0) for v in f.lags))
+            table[at] = f.table[at] * second
+        if by_example and f.table.shape[0] == 2:
+            table[1] = f.table[1] * mean**2
+        return f.replace(mean=f.mean * mean, table=table, joint=None, shape=None)
+
+    out = state.map(scale, terms=())
+    varies = second - mean**2 > 1e-12 * second
+    gaussian = Grade.APPROXIMATE if varies else Grade.EXACT
+    return dataclasses.replace(out, grade=worst(state.grade, gaussian))
+
+
+@rule("mul", family="elementwise")
+class Multiply:
+    """Gate (two independent signals), or scale by a parameter or mask."""
+
+    @staticmethod
+    def forward(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
+        """Second moments and means multiply; wide limit."""
+        if len(node.inputs) == 1:
+            if ctx.shape(node.inputs[0]) != ctx.shape(node.output):
+                raise NoSoundRule("a signal broadcast against a parameter")
+            _, array, mean, second = parameter(ctx, node)
+            return scale_parts(ctx, states[0], array, mean, second)
+        a, b = states
+        if a.roots & b.roots or a.axes != b.axes:
+            raise NoSoundRule("a product of functions of the same signal")
+        parts = tuple((n, _product(f, g, _together(a, b))) for n, f, g in aligned(a, b))
+        return State(
+            a.axes,
+            parts,
+            worst(a.mean_grade, b.mean_grade, Grade.APPROXIMATE),
+            worst(a.grade, b.grade, Grade.APPROXIMATE),
+            a.sources | b.sources,
+            a.roots | b.roots,
+            tolerance=a.tolerance + b.tolerance + PRODUCT + _together(a, b) / 2,
+            pair_tolerance=a.pair_tolerance + b.pair_tolerance,
+        )
+
+    @staticmethod
+    def backward(
+        ctx: RuleContext,
+        node: Node,
+        states: Sequence[State],
+        out: State,
+        cotangent: State,
+    ) -> Sequence[State | None]:
+        """Multiplies by the other factor."""
+        if len(node.inputs) == 1:
+            _, array, mean, second = parameter(ctx, node)
+            return [scale_parts(ctx, cotangent, array, mean, second)]
+        a, b = states
+        back = []
+        for mine, other in ((a, b), (b, a)):
+            fitted = fit_parts(cotangent, mine)
+            runs = [(n, _product(f, g)) for n, f, g in aligned(fitted, other)]
+            got = dataclasses.replace(
+                cotangent,
+                parts=tuple(runs),
+                grade=worst(cotangent.grade, other.grade, Grade.APPROXIMATE),
+                sources=cotangent.sources | other.sources,
+                tolerance=cotangent.tolerance
+                + other.tolerance
+                + PRODUCT
+                + max(f.own_spread for s in (a, b) for _, f in s.parts) / 2,
+            )
+            back.append(fit_parts(got, mine))
+        return back
+
+
+PRODUCT = 0.02
+
+
+def _together(a: State, b: State) -> float:
+    """Returns what powers that rise and fall together add to the logarithm."""
+    covariance = np.sqrt(max(f.own_spread for _, f in a.parts)) * np.sqrt(
+        max(f.own_spread for _, f in b.parts)
+    )
+    return float(np.log1p(covariance))
+
+
+def _product(f: Field, g: Field, together: float = 0.0) -> Field:
+    if f.lags != g.lags or f.sizes != g.sizes:
+        raise NoSoundRule("operands with different positions")
+    return Field(
+        f.mean * g.mean,
+        f.table * g.table,
+        f.lags,
+        f.log_scale + g.log_scale + together,
+        shape=_product_shape(f, g),
+        symmetric=f.symmetric or g.symmetric,
+        spread=common([1.0, 1.0], [f.spread, g.spread]),
+    ).normalized()
+
+
+def _product_shape(f: Field, g: Field) -> np.ndarray | None:
+    z = marginal.nodes()
+    values = []
+    for field in (f, g):
+        law = z if field.shape is None else field.shape
+        sd = np.sqrt(max(float(np.mean(field.second - field.mean**2)), 0.0))
+        p = (np.arange(256) + 0.5) / 256
+        mass = np.cumsum(marginal.weights())
+        values.append(float(np.mean(field.mean)) + sd * np.interp(p, mass, law))
+    products = np.sort(np.multiply.outer(*values).ravel())
+    mids = (np.arange(products.size) + 0.5) / products.size
+    target = np.cumsum(marginal.weights()) - 0.5 * marginal.weights()
+    return marginal.standardize(np.interp(target, mids, products))
+
+
+@rule("select_n", family="elementwise")
+class Mask:
+    """Dropout: a fixed mask chooses between the signal and zero."""
+
+    @staticmethod
+    def forward(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
+        """A product with the mask."""
+        mask = _mask(ctx, node)
+        m = float(mask.mean())
+        return scale_parts(ctx, states[0], mask, m, m)
+
+    @staticmethod
+    def backward(
+        ctx: RuleContext,
+        node: Node,
+        states: Sequence[State],
+        out: State,
+        cotangent: State,
+    ) -> Sequence[State | None]:
+        """The same product."""
+        mask = _mask(ctx, node)
+        m = float(mask.mean())
+        return [scale_parts(ctx, cotangent, mask, m, m)]
+
+
+def _mask(ctx: RuleContext, node: Node) -> np.ndarray:
+    equation = node.equations[0]
+    which, off, on = equation.inputs[:3]
+    flow = ctx.traced.flow
+    if flow.is_signal(which) or len(equation.inputs) != 3 or len(node.inputs) != 1:
+        raise NoSoundRule("a choice that depends on the signal")
+    chosen = ctx.weight(which).value
+    other = off if flow.is_signal(on) else on
+    if chosen is None or np.any(ctx.weight(other).value != 0):  # type: ignore[arg-type]
+        raise NoSoundRule("a choice between the signal and something random")
+    return np.asarray(chosen == (1 if flow.is_signal(on) else 0), np.float64)

@@ -1,0 +1,108 @@
+"""Second moments that fluctuate: their spread, and what it does at a finite width."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from layerwise.theory import fluctuation, marginal
+from layerwise.theory.predict import predict
+from layerwise.theory.response import NO_RESPONSE, Response, log_normal
+from layerwise.theory.state import Field
+from tests.theory.architectures import draw, example
+from tests.theory.ensemble import measure, misses
+
+
+WIDTH, DEPTH, DRAWS = 24, 5, 4096
+SHAPES = {
+    f"w{i}": ((WIDTH if i else 40, WIDTH), 2.0 / (WIDTH if i else 40))
+    for i in range(DEPTH)
+} | {"x": ((WIDTH, 10), 1.0 / WIDTH)}
+
+
+def dense(params, x, phi):
+    for i in range(DEPTH):
+        x = phi(x @ params[f"w{i}"])
+    return x @ params["x"]
+
+
+@functools.cache
+def measured(name):
+    x = jnp.asarray(jax.random.normal(jax.random.key(3), (2, 40)))
+    model = functools.partial(dense, phi=getattr(jax.nn, name))
+    prediction = predict(model, example(SHAPES), x)
+    draws = measure(prediction, functools.partial(draw, SHAPES), x, draws=DRAWS)
+    return model, x, prediction, draws
+
+
+def errors(prediction, draws, direction):
+    """Logarithm of predicted over measured, at the pre-activations."""
+    return np.array(
+        [
+            np.log(prediction.second[direction][i] / draws[direction][s.value].mean())
+            for i, s in enumerate(prediction.sites)
+            if s.kind == "u"
+        ]
+    )
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu"])
+def test_order_one_over_width_is_carried(name, monkeypatch):
+    model, x, prediction, draws = measured(name)
+    assert not misses(prediction, draws)
+    # Without it the same engine is off, so that the test can fail.
+    monkeypatch.setattr(fluctuation, "channel_noise", lambda state: 0.0)
+    monkeypatch.setattr(
+        fluctuation, "pulled_through", lambda *a, **k: (NO_RESPONSE, 0.0)
+    )
+    wide = predict(model, example(SHAPES), x)
+    for direction in ("forward", "backward"):
+        corrected = np.abs(errors(prediction, draws, direction))
+        plain = np.abs(errors(wide, draws, direction))
+        assert corrected.max() < 0.5 * plain.max(), direction
+        assert plain.max() > 0.05, direction
+
+
+def test_relu_needs_no_correction():
+    *_, prediction, draws = measured("relu")
+    assert not misses(prediction, draws)
+    at = [i for i, s in enumerate(prediction.sites) if s.kind == "u"]
+    assert np.all(prediction.tolerance["forward"][at] == 0.0)
+
+
+def test_spread_is_that_of_networks():
+    """ReLU at one hidden layer: Var(q)/q^2 is 5/n, plus what examples differ by."""
+    model, x, prediction, _ = measured("relu")
+    del model, prediction
+    z = np.asarray(x, np.float64)
+    squares = (z**2).mean(axis=1)
+    between = float(np.var(squares) / squares.mean() ** 2)
+    assert fluctuation.of_batch(squares, ()) == pytest.approx(between, rel=1e-6)
+    field = Field(np.zeros(()), np.ones(1), (), symmetric=True)
+    behind = marginal.Pointwise(field).apply(lambda u: np.maximum(u, 0.0))
+    assert fluctuation.excess(field) == pytest.approx(2.0, rel=1e-6)
+    assert fluctuation.excess(behind) == pytest.approx(5.0, rel=1e-4)
+
+
+def test_log_normal_has_its_moments():
+    factors, chances = log_normal(0.7)
+    assert chances @ factors == pytest.approx(1.0, rel=1e-6)
+    assert chances @ factors**2 == pytest.approx(1.7, rel=1e-3)
+
+
+def test_responses_average_and_scale():
+    a, b = Response(1.0, 2.0, 3.0), Response(3.0, 2.0, 1.0)
+    mean = Response.average([a, b], [0.5, 0.5])
+    assert (mean.power, mean.alignment, mean.unit) == (2.0, 2.0, 2.0)
+    assert a.scaled(0.0).is_zero
+
+
+def test_window_averages_a_spread():
+    """The mean of two positions with independent fluctuations has half of their own."""
+    lags = (-1, 0, 1)
+    got = fluctuation.mapped(np.array([0.0, 1.0, 0.0]), lags, 0, np.ones((1, 2)), (0,))
+    assert got == pytest.approx([0.5])
+    alike = fluctuation.mapped(np.ones(3), lags, 0, np.ones((1, 2)), (0,))
+    assert alike == pytest.approx([1.0])
