@@ -47,7 +47,10 @@ def measure(
     mean and variance of every layer's value and of its cotangent; it is repeated over
     the draws in memory that does not grow with their number. Moments are those of one
     array's entries (over examples, positions and channels), in float32 (in a tree of
-    additions: error near 1e-6).
+    additions: error near 1e-6), or in float64 where the model computes in it.
+    Embeddings are measured too, layers in a scan iteration by iteration, those in a
+    branch of a cond where it is taken, and those in a while forward, on average over
+    its iterations; `Measurement.untapped` lists what could not be looked into.
 
     Args:
         model: A Flax module (Linen, NNX), unmodified, or ``apply(params, *inputs)``.
