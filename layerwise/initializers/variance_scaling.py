@@ -120,7 +120,9 @@ def _factory(name: str) -> Callable[..., Initializer]:
         InvalidArgumentError: If the distribution is unknown.
 
     Example:
-        >>> layer = nn.Dense(8, kernel_init=lw.initializers.{name}("uniform"))
+        >>> init = lw.initializers.{name}("uniform")
+        >>> init(jax.random.key(0), (4, 8), jnp.float32).shape
+        (4, 8)
 
     References:
         [LeCun1998], [Glorot2010], [He2015].

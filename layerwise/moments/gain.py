@@ -67,8 +67,8 @@ def gain(phi: Activation, preserve: str = "second_moment", *, q: float = 1.0) ->
             finite gain preserves it (a constant, an activation that overflows).
 
     Example:
-        >>> f"{gain(jax.nn.relu):.6f} {gain(jax.nn.gelu, 'gradient'):.6f}"
-        '1.414214 1.480926'
+        >>> f"{gain(jax.nn.relu):.4f} {gain(jnp.tanh):.4f}"
+        '1.4142 1.5925'
         >>> gain(jax.nn.relu, "variance").error
         0.0
 

@@ -48,6 +48,7 @@ def images():
     return (x + jnp.roll(x, 1, 1) + jnp.roll(x, 1, 2)) / math.sqrt(3.0)  # correlated
 
 
+@pytest.mark.slow
 def test_forward_is_one_at_every_layer(images):
     law = lw.scheme_law(Chain(), images, "kernel_forward")
     q = lw.measure(Chain(), None, images, draws=64, redraw=law).curve("forward")
@@ -72,6 +73,7 @@ def test_backward_is_one_at_every_layer():
     assert law.variances["Dense_0"] == pytest.approx(0.1, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_position_resolved_f34_is_exact():
     model = lw.zoo.f34(width=4, image_size=64)
     x = jax.random.normal(jax.random.key(7), (2, 64, 64, 3))
@@ -97,6 +99,7 @@ def test_position_resolved_f34_is_what_is_measured():
     assert np.all(np.abs(q.mean(axis=0) - 1.0) < 3.0 * error + 0.01)
 
 
+@pytest.mark.slow
 def test_constant_resolution_has_the_perron_eigenvalue():
     """Deep 3x3 stacks: sigma^2 = 2 / (9 C lambda_n^2), not the average count."""
 
@@ -147,6 +150,7 @@ def test_a_tied_embedding_is_scaled_where_its_rows_are_read(key):
     assert law.variances["Dense_0"] == pytest.approx(1 / 16, rel=0.15)
 
 
+@pytest.mark.slow
 def test_what_is_not_understood_is_listed_and_left_alone(images, key):
     class Odd(nn.Module):
         @nn.compact

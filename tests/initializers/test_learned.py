@@ -27,6 +27,7 @@ def test_a_sign_step():
     assert float(held) == pytest.approx(0.1 * (2 + 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "objective"),
     [("metainit", gradient_quotient), ("gradinit", loss_after_a_step)],

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import layerwise as lw
+from helpers import assert_mean_close
 from layerwise.errors import UnsupportedModelError
 
 
@@ -131,24 +132,23 @@ class Thousand(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["taki", "scaled_branches"])
-def test_a_residual_mlp_of_a_thousand_layers_stays_within_two(scheme, key):
+def test_a_residual_mlp_of_a_thousand_layers_stays_within_two(key):
     x = jax.random.normal(key, (16, 32))
-    law = lw.scheme_law(Thousand(False), x, scheme)
+    law = lw.scheme_law(Thousand(False), x, "taki", c=1.0)
     m = lw.measure(Thousand(False), None, x, draws=8, redraw=law)
-    growth = 2.0 if scheme == "taki" else math.exp(1.0) * 1.1  # exp(c/2); exp(2/2)
-    for direction in ("forward", "backward"):
+    for direction in ("forward", "backward"):  # exp(c/2) = 1.65
         inner = m.curve(direction).mean(axis=0)[2:1002]
-        assert inner.max() / inner.min() < growth
+        assert inner.max() / inner.min() < 2.0
 
 
 @pytest.mark.slow
 def test_a_delta_orthogonal_cnn_of_a_thousand_layers_stays_within_two(key):
     """tanh loses 2 q^2 a layer: at q_0 = 1/(4 L) a thousand take a third of q."""
-    x = jax.random.normal(key, (4, 6, 6, 3)) / math.sqrt(4 * 1000)
-    net = Thousand(True, width=16)
+    x = jax.random.normal(key, (2, 4, 4, 3)) / math.sqrt(4 * 1000)
+    net = Thousand(True, width=8)
     law = lw.scheme_law(net, x, "delta_orthogonal")
-    m = lw.measure(net, None, x, draws=4, redraw=law)
+    draws = jax.lax.map(law, jax.random.split(key, 2))
+    m = lw.measure(net, draws, x)
     for direction in ("forward", "backward"):
         inner = m.curve(direction).mean(axis=0)[1:1001]
         assert np.all(np.isfinite(inner))
@@ -156,11 +156,13 @@ def test_a_delta_orthogonal_cnn_of_a_thousand_layers_stays_within_two(key):
 
 
 @pytest.mark.slow
-def test_automatic_scales_of_a_thousand_layers():
-    x = jax.random.normal(jax.random.key(3), (16, 32))
-    law = lw.scheme_law(Thousand(False), x, "kernel_forward")
-    m = lw.measure(Thousand(False), None, x, draws=8, redraw=law)
-    inner = m.curve("forward").mean(axis=0)[2:1002]
-    # One leaf for all: 1/L at the first, and the trunk gains less than e over all.
-    assert inner[0] == pytest.approx(1e-3, rel=0.1)
-    assert inner.max() / inner.min() < math.exp(1.0) * 1.1
+@pytest.mark.parametrize("scheme", ["kernel_forward", "scaled_branches"])
+def test_a_trunk_of_a_thousand_branches_grows_by_e(scheme, key):
+    x = jax.random.normal(key, (16, 32))
+    law = lw.scheme_law(Thousand(False), x, scheme)
+    m = lw.measure(Thousand(False), None, x, draws=16, redraw=law)
+    q = m.curve("forward")
+    if scheme == "kernel_forward":  # one leaf for all: 1/L at its first use
+        assert_mean_close(q[:, 2], 1e-3, bias=1e-5)
+    # (1 + 1/L)^L in the mean of q; of its logarithm less by half the variance.
+    assert_mean_close(np.log(q[:, 1001] / q[:, 2]), 1.0, bias=0.1)
