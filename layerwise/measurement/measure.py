@@ -75,7 +75,7 @@ def measure(
             variance: names of `layerwise.measurement.statistics.REGISTRY`, such as
             "zeros", "cosine_examples", "effective_rank"; "weight_gradient" adds the
             second moment of the gradient of each layer's weights.
-        select: What to measure: a glob of layer paths such as "encoder/*", several, or
+        select: What to measure: a glob of layer paths (``"encoder/*"``), several, or
             a predicate on them; None for all. The input and the last layer stay.
         rewrite: On CPU, evaluate input gradients of convolutions and of max pooling by
             faster equivalents, equal to rounding.

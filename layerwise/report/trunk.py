@@ -19,10 +19,14 @@ from layerwise.tracing.sites import NamedValue
 def trunk_sites(traced: TracedModel, sites: tuple[NamedValue, ...]) -> list[int]:
     """Returns the positions in `sites` that are on the trunk, in program order.
 
-    The input is left out: it is where the trunk begins.
+    The input is left out, and so are embeddings: they are where the trunk begins, and
+    their scale is anyone's.
     """
     values = _cut_values(traced)
-    return [i for i, s in enumerate(sites) if s.value in values and s.layer > 0]
+    begins = ("input", "embedding")
+    return [
+        i for i, s in enumerate(sites) if s.value in values and s.kind not in begins
+    ]
 
 
 def _cut_values(part: TracedModel | Loop) -> set[int]:
