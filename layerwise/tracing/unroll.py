@@ -155,7 +155,8 @@ class _Writer:
         """Repeats signals along axes of one entry, as elementwise primitives do."""
         if e.name not in primitives.ELEMENTWISE or len(operands) < 2:
             return operands
-        shape = tuple(e.eqn.outvars[0].aval.shape)
+        result: Any = e.eqn.outvars[0].aval
+        shape = tuple(result.shape)
         out = []
         for atom in operands:
             own = tuple(self._aval(atom).shape)
