@@ -93,10 +93,9 @@ def test_position_resolved_f34_is_what_is_measured():
     model = lw.zoo.f34(width=32, image_size=64)
     x = jax.random.normal(jax.random.key(8), (8, 64, 64, 3))
     law = lw.scheme_law(model, x, "position_resolved_forward")
-    m = lw.measure(model, None, x, draws=48, redraw=law)
-    q = m.curve("forward")[:, 1:]
-    error = q.std(axis=0, ddof=1) / math.sqrt(len(q))
-    assert np.all(np.abs(q.mean(axis=0) - 1.0) < 3.0 * error + 0.01)
+    m = lw.measure(model, None, x, draws=200, redraw=law, key=jax.random.key(5))
+    for layer in range(1, 35):  # q is log-normal over networks: 5 standard errors
+        assert_mean_close(m.curve("forward")[:, layer], 1.0)
 
 
 @pytest.mark.slow
