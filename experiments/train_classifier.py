@@ -36,12 +36,6 @@ from experiments.workdir import open_workdir
 from layerwise.errors import InvalidArgumentError, LayerwiseError, message
 
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", "experiments/configs/train_classifier.py:quick", "The configuration."
-)
-_WORKDIR = flags.DEFINE_string("workdir", "runs/train_classifier", "Where to write.")
-
-
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One training run.
@@ -297,14 +291,19 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step of a save
     console = Console()
     try:
-        check(_CONFIG.value)
-        folder = open_workdir(_WORKDIR.value, _CONFIG.value)
+        config = flags.FLAGS.config
+        check(config)
+        folder = open_workdir(flags.FLAGS.workdir, config)
     except LayerwiseError as error:
         console.print(str(error), style="red", highlight=False)
         sys.exit(2)
-    console.print(run(_CONFIG.value, folder).to_string(index=False))
+    console.print(run(config, folder).to_string(index=False))
     console.print(f"Wrote {folder}.")
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file(
+        "config", "experiments/configs/train_classifier.py:quick", "The configuration."
+    )
+    flags.DEFINE_string("workdir", "runs/train_classifier", "Where to write.")
     app.run(main)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.claims import ledger
-from layerwise.errors import InvalidArgumentError, did_you_mean, message
+from layerwise.errors import InvalidArgumentError
 
 
 _SLOW = flags.DEFINE_bool("slow", False, "Also those that train or measure at length.")
@@ -23,33 +23,12 @@ _ONLY = flags.DEFINE_list("only", [], "Ids of claims, such as H5,T7.")
 _MARKDOWN = flags.DEFINE_string("markdown", None, "Where to write the ledger's page.")
 
 
-def select(only: list[str], slow: bool) -> list[ledger.Claim]:
-    """Returns the claims to run.
-
-    Raises:
-        InvalidArgumentError: If an id is unknown.
-    """
-    known = {c.id: c for c in ledger.claims()}
-    for id_ in only:
-        if id_ not in known:
-            raise InvalidArgumentError(
-                message(
-                    f"No claim {id_!r}.{did_you_mean(id_, list(known))}",
-                    f"There are {len(known)}: {', '.join(known)}.",
-                    "Pass ids with commas between, as in --only=H5,T7.",
-                )
-            )
-    if only:
-        return [known[id_] for id_ in only]
-    return [c for c in known.values() if slow or not c.slow]
-
-
 def main(argv: list[str]) -> None:
     """Runs what the flags say."""
     del argv
     console = Console()
     try:
-        chosen = select(_ONLY.value, _SLOW.value)
+        chosen = ledger.select(_ONLY.value, _SLOW.value)
     except InvalidArgumentError as error:
         console.print(str(error), style="red", highlight=False)
         sys.exit(2)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from layerwise.errors import InvalidArgumentError, did_you_mean, message
+
 
 HOLDS = "holds"
 ONLY_IF = "holds only if"
@@ -85,6 +87,27 @@ def claims() -> tuple[Claim, ...]:
     return tuple(
         sorted(_CLAIMS.values(), key=lambda c: (order.index(c.id[0]), int(c.id[1:])))
     )
+
+
+def select(only: list[str], slow: bool) -> list[Claim]:
+    """Returns the claims to run.
+
+    Raises:
+        InvalidArgumentError: If an id is unknown.
+    """
+    known = {c.id: c for c in claims()}
+    for id_ in only:
+        if id_ not in known:
+            raise InvalidArgumentError(
+                message(
+                    f"No claim {id_!r}.{did_you_mean(id_, list(known))}",
+                    f"There are {len(known)}: {', '.join(known)}.",
+                    "Pass ids with commas between, as in --only=H5,T7.",
+                )
+            )
+    if only:
+        return [known[id_] for id_ in only]
+    return [c for c in known.values() if slow or not c.slow]
 
 
 def judge(as_printed: bool, as_corrected: bool = False) -> str:

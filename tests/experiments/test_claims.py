@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.claims import ledger
-from experiments.claims.__main__ import select
+from experiments.claims.ledger import select
 from layerwise.errors import InvalidArgumentError
 
 
