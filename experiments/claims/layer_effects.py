@@ -17,6 +17,7 @@ import numpy as np
 
 import layerwise as lw
 from layerwise.nn import layers
+from layerwise.tracing.sites import NamedValue
 
 
 WIDTH = 64
@@ -93,7 +94,7 @@ def probe(kind: layers.LayerKind, draws: int) -> dict[str, Ratio]:
     rngs = {"dropout": jax.random.key(2)} if kind.random else None
     predicted = lw.predict(model, None, x, rngs=rngs)
     measured = lw.measure(model, None, x, rngs=rngs, draws=draws)
-    traced = predicted.traced
+    traced = measured.traced
     before = None if kind.integer else traced.layers[0].u
     after = traced.layers[-1].operand
     return {
@@ -114,7 +115,9 @@ def _ratio(
         return Ratio(np.nan, np.nan, np.nan, "-", 0.0)
     samples = measured.second_moment(direction)[measured.ensemble]
     column = {site.value: i for i, site in enumerate(measured.sites)}
-    row = {site.value: i for i, site in enumerate(predicted.sites)}
+    # Values are numbered anew where a prediction writes loops out: go by name.
+    named = {_name(site): i for i, site in enumerate(predicted.sites)}
+    row = {v: named[_name(measured.sites[i])] for v, i in column.items()}
     second = predicted.second[direction]
     top = samples[:, column[to]]
     bottom = np.ones_like(top) if from_ is None else samples[:, column[from_]]
@@ -128,6 +131,10 @@ def _ratio(
         "-" if grade is None else grade.label,
         float(predicted.tolerance[direction][row[to]]),
     )
+
+
+def _name(site: NamedValue) -> tuple[int, str, str, tuple[int, ...]]:
+    return site.layer, site.path, site.kind, site.iteration
 
 
 def table(draws: int) -> str:
@@ -158,6 +165,8 @@ normal entries.
 *Forward* is E[out²] / E[in²] of the layer's values, *backward* E[in²] / E[out²] of the
 cotangents, as predicted from the program and as measured over {draws} networks, with
 standard errors. The grades are those of [the theory engine](theory.md).
+Layers that draw random numbers draw the same ones in every network, which is why dropout
+shows its one mask's factor.
 
 """
 

@@ -6,6 +6,7 @@ number or a formula; the verdict comes from comparing, never from a constant.
 """
 
 import dataclasses
+import importlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -26,6 +27,9 @@ DOCUMENTS = {
     "T": "Taki (2017), residual networks and depth",
     "L": "the kinds of layers",
 }
+
+
+_DECIDED_IN = ("pooling", "variance", "unravelled", "residual", "layer_kinds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +87,8 @@ def claim(id_: str, text: str, *, slow: bool = False) -> Callable[[_Decider], _D
 
 def claims() -> tuple[Claim, ...]:
     """Returns every claim, by document and number."""
+    for name in _DECIDED_IN:
+        importlib.import_module(f"experiments.claims.{name}")
     order = list(DOCUMENTS)
     return tuple(
         sorted(_CLAIMS.values(), key=lambda c: (order.index(c.id[0]), int(c.id[1:])))
