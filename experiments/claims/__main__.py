@@ -20,6 +20,9 @@ from layerwise.errors import InvalidArgumentError
 
 _SLOW = flags.DEFINE_bool("slow", False, "Also those that train or measure at length.")
 _ONLY = flags.DEFINE_list("only", [], "Ids of claims, such as H5,T7.")
+_RECORD = flags.DEFINE_string(
+    "record", None, "A file of rows, which a run that was stopped continues."
+)
 _MARKDOWN = flags.DEFINE_string("markdown", None, "Where to write the ledger's page.")
 
 
@@ -36,7 +39,8 @@ def main(argv: list[str]) -> None:
     def report(row: ledger.Row) -> None:
         console.print(f"{row.claim.id:>4}  {row.outcome.verdict:<14} {row.claim.text}")
 
-    rows = ledger.run(chosen, report)
+    record = Path(_RECORD.value) if _RECORD.value else None
+    rows = ledger.run(sorted(chosen, key=lambda c: c.slow), report, record)
     table = Table("id", "verdict", "printed", "exact", "measured", "s")
     for row in rows:
         o = row.outcome

@@ -165,8 +165,8 @@ normal entries.
 *Forward* is E[out²] / E[in²] of the layer's values, *backward* E[in²] / E[out²] of the
 cotangents, as predicted from the program and as measured over {draws} networks, with
 standard errors. The grades are those of [the theory engine](theory.md).
-Layers that draw random numbers draw the same ones in every network, which is why dropout
-shows its one mask's factor.
+Layers that draw random numbers draw the same ones in every network, which is why
+dropout shows its one mask's factor.
 
 """
 

@@ -7,8 +7,10 @@ number or a formula; the verdict comes from comparing, never from a constant.
 
 import dataclasses
 import importlib
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -139,21 +141,46 @@ class Row:
 
 
 def run(
-    selected: Iterable[Claim], report: Callable[[Row], None] | None = None
+    selected: Iterable[Claim],
+    report: Callable[[Row], None] | None = None,
+    record: Path | None = None,
 ) -> list[Row]:
     """Runs claims in order.
 
     Args:
         selected: Which.
         report: Called with each row as it is done.
+        record: A file that keeps every row as it is done, a line each. What it holds
+            already is not run again.
     """
-    rows = []
+    rows, kept = [], {} if record is None else read(record)
     for chosen in selected:
+        if chosen.id in kept:
+            rows.append(kept[chosen.id])
+            continue
         start = time.perf_counter()
         row = Row(chosen, chosen.run(), time.perf_counter() - start)
         rows.append(row)
+        if record is not None:
+            with record.open("a") as file:
+                outcome = dataclasses.asdict(row.outcome)
+                line = {"id": chosen.id, "seconds": row.seconds, **outcome}
+                file.write(json.dumps(line) + "\n")
         if report is not None:
             report(row)
+    return rows
+
+
+def read(record: Path) -> dict[str, Row]:
+    """Returns the rows that a record holds, by id; a half-written line is left out."""
+    known, rows = {c.id: c for c in claims()}, {}
+    for line in record.read_text().splitlines() if record.exists() else []:
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        id_, seconds = fields.pop("id"), fields.pop("seconds")
+        rows[id_] = Row(known[id_], Outcome(**fields), seconds)
     return rows
 
 
@@ -208,5 +235,9 @@ def markdown(rows: Sequence[Row]) -> str:
             parts.append(
                 "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |\n"
             )
+        done = {row.claim.id for row in own}
+        left = [c.id for c in claims() if c.id.startswith(letter) and c.id not in done]
+        if left:
+            parts.append(f"\nNot run for this page: {', '.join(left)}.\n")
         parts.append("\n")
     return "".join(parts).rstrip() + "\n"

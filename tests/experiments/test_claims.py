@@ -59,3 +59,13 @@ def test_selection():
     assert not any(c.slow for c in select([], slow=False))
     with pytest.raises(InvalidArgumentError, match=r"No claim 'H99'"):
         select(["H99"], slow=False)
+
+
+def test_a_record_is_continued(tmp_path):
+    record = tmp_path / "rows.jsonl"
+    first = ledger.run([BY_ID["N2"]], record=record)
+    record.write_text(record.read_text() + '{"id": "N5", "verd')
+    calls = []
+    again = ledger.run([BY_ID["N2"]], calls.append, record)
+    assert again == first
+    assert not calls
