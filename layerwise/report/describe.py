@@ -153,7 +153,7 @@ _COLUMNS = (
     "path",
     "kind",
     "output",
-    "parameters",
+    "params",
     "fan-in",
     "FLOPs",
     "sees",
