@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from layerwise.theory import lags as lagging, marginal
+from layerwise.theory.registry import NoSoundRule
 from layerwise.theory.response import NO_RESPONSE, Response
 from layerwise.theory.state import Field, State, common
 
@@ -130,6 +131,9 @@ def pulled_through(
             alike[tuple(v.index(0) for v in field.lags)] = 1.0
     else:
         known = _by_lag(cotangent)[2]
+        for v in (response.bend, response.curl):
+            if np.ndim(v) and np.shape(v) != np.shape(known):
+                raise NoSoundRule("a response that is held at the lags of another map")
         alike, bend, curl = (
             _seen(np.broadcast_to(v, np.shape(known)), cotangent, field, steps)
             for v in (known, response.bend, response.curl)
