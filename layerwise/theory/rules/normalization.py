@@ -57,12 +57,12 @@ def _extent(ctx: RuleContext, node: Node, state: State) -> Extent:
 def _row_sums(table: np.ndarray, field: Field, extent: Extent) -> np.ndarray:
     """Sum of the pair table over the partners within one channel's set."""
     if not extent.positions:
-        return table[(0, *(v.index(0) for v in field.lags))]
+        return np.asarray(table[(0, *(v.index(0) for v in field.lags))])
     sums = lagging.row_sums(table, field.lags, field.combs) if field.rank else table
     total = sums[0]
     if extent.examples > 1:
         total = total + (extent.examples - 1) * sums[1]
-    return total
+    return np.asarray(total)
 
 
 def _centre(
@@ -70,7 +70,7 @@ def _centre(
 ) -> np.ndarray:
     """Returns the table centred over the set; `cross` is that of two channels."""
     entries = extent.examples * (math.prod(field.sizes) if extent.positions else 1)
-    rows = np.asarray(_row_sums(table, field, extent)) / (entries * extent.channels)
+    rows = _row_sums(table, field, extent) / (entries * extent.channels)
     if extent.channels > 1 and cross is not None:
         others = _row_sums(cross, field, extent) / entries
         rows = rows + (1 - 1 / extent.channels) * others
