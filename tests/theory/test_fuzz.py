@@ -50,7 +50,7 @@ def test_random_architectures(architecture):
 
 @pytest.mark.slow
 @given(architectures)
-@settings(max_examples=60, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=20, deadline=None, suppress_health_check=QUIET)
 def test_many_random_architectures(architecture):
     check(architecture)
 
