@@ -17,7 +17,7 @@ import numpy as np
 
 from layerwise import _jax
 from layerwise.moments.activations import cached_float64
-from layerwise.theory import data, lags as lagging, marginal, registry, rules
+from layerwise.theory import data, lags as lagging, marginal, profile, registry, rules
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.law import Law
 from layerwise.theory.plan import Planner
@@ -379,7 +379,9 @@ class Engine:
             for v, ct in zip(node.inputs, back, strict=True):
                 if ct is not None and v not in self.fixed:
                     origin = cotangent.roots
-                    if self.sharing.has_weights(node):
+                    if not self.sharing.has_weights(node):
+                        ct = profile.unknown_unless_said(fitted, ct)
+                    else:
                         origin = self.sharing.roots(node, ())
                         if self.on_cotangent is not None:
                             ct = self.on_cotangent(node, ct)

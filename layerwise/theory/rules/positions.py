@@ -201,6 +201,8 @@ class Positions:
         if channels is not None:
             return [uncut(state, cotangent, *channels)]
         found, dropped = matrices(ctx, node, state)
+        summed = any(np.any(np.count_nonzero(m, axis=1) > 1) for m in found.values())
+        sums = any(np.any(np.count_nonzero(m, axis=0) > 1) for m in found.values())
         parts = []
         for (n, _), (_, ct) in zip(
             state.parts, fit_parts(cotangent, out).parts, strict=True
@@ -210,9 +212,9 @@ class Positions:
                 field = expand(field, _spatial_index(state, a))
             for a, m in found.items():
                 field = map_axis(ctx, field, _spatial_index(state, a), m.T)
+            if not summed and not sums:  # entries are those of the result, or none
+                field = field.replace(profile=ct.profile)
             parts.append((n, field.normalized()))
-        summed = any(np.any(np.count_nonzero(m, axis=1) > 1) for m in found.values())
-        sums = any(np.any(np.count_nonzero(m, axis=0) > 1) for m in found.values())
         grade = max(cotangent.grade, Grade.APPROXIMATE) if sums else cotangent.grade
         return [
             dataclasses.replace(

@@ -1,0 +1,97 @@
+r"""How the power of a cotangent goes with the value that it stands at.
+
+Behind fresh weights a cotangent does not depend on the value that it is the cotangent
+of. Along a skip connection it does: in :math:`y = f(x + g)` what comes back to x
+carries :math:`f'(x + g)^2`, and a unit that is large now was likely active in the block
+before, whose derivative is multiplied next. So a cotangent carries its profile
+
+.. math:: r(z) = E[\delta^2 \mid z] / E[\delta^2],
+
+with z the normal whose function the value is (`layerwise.theory.marginal`). An
+activation multiplies it by :math:`f'^2`; a sum with an independent term takes its mean
+given the other one; fresh weights make it 1. Exact in the wide limit for one position.
+Of a pair the two cotangents are taken for
+:math:`\sqrt{r(z)}\,\eta`, :math:`\sqrt{r(z')}\,\eta'` with :math:`\eta` independent of
+the values.
+"""
+
+import numpy as np
+
+from layerwise.theory import marginal
+from layerwise.theory.state import UNKNOWN, Field, State
+
+
+def is_unknown(profile: np.ndarray | None) -> bool:
+    """Whether a rule on the way has not said what becomes of the profile."""
+    return profile is not None and bool(np.isnan(profile).any())
+
+
+def in_front(profile: np.ndarray | None, values: np.ndarray) -> np.ndarray | None:
+    """Returns the profile of f(x) by the z of x; `values` are those of f at the nodes.
+
+    The z of f(x) counts the values of f in order (`marginal.standardize`).
+    """
+    if profile is None or is_unknown(profile) or not np.any(np.diff(values) < 0):
+        return profile
+    w = marginal.weights()
+    order = np.argsort(values, kind="stable")
+    mass = np.cumsum(w[order]) - 0.5 * w[order]
+    out = np.empty_like(w)
+    out[order] = np.interp(mass, np.cumsum(w) - 0.5 * w, profile)
+    return out
+
+
+def behind(profile: np.ndarray | None, slopes: np.ndarray) -> np.ndarray | None:
+    """Returns the profile after multiplication by a derivative, at the same nodes."""
+    if is_unknown(profile) or np.ptp(slopes) == 0:
+        return profile
+    return _normalized(np.square(slopes) * (1.0 if profile is None else profile))
+
+
+def _normalized(profile: np.ndarray) -> np.ndarray | None:
+    """Returns the profile at mean 1; None if it is zero everywhere."""
+    mean = float(profile @ marginal.weights())
+    return profile / mean if mean > 0 else None
+
+
+def of_term(
+    cotangent: Field,
+    total: Field,
+    term: Field,
+    other: Field,
+    signs: tuple[float, float],
+) -> Field:
+    """Returns a sum's cotangent at one of its two terms, independent of each other."""
+    profile = cotangent.profile
+    if profile is None or is_unknown(profile):
+        return cotangent
+    scale = max(f.log_scale for f in (total, term, other))
+    whole, mine, theirs = (
+        _entries(f.rescaled(scale)) * s
+        for f, s in zip((total, term, other), (1.0, *signs), strict=True)
+    )
+    coarse, weights = theirs.reshape(-1, _GROUP), marginal.weights().reshape(-1, _GROUP)
+    chances = weights.sum(axis=1)
+    points = (coarse * weights).sum(axis=1) / chances
+    given = np.interp(mine[:, None] + points[None, :], whole, profile) @ chances
+    return cotangent.replace(profile=_normalized(given))
+
+
+_GROUP = 4
+"""Nodes of the other term taken together: one panel of the rule."""
+
+
+def _entries(field: Field) -> np.ndarray:
+    """``(node,)``: a typical entry at the nodes."""
+    g = marginal.nodes() if field.shape is None else field.shape
+    mean = float(np.mean(field.mean))
+    return mean + np.sqrt(max(float(np.mean(field.second)) - mean**2, 0.0)) * g
+
+
+def unknown_unless_said(incoming: State, outgoing: State) -> State:
+    """Returns what a rule made of a cotangent; a profile it is silent on is unknown."""
+    if all(f.profile is None for _, f in incoming.parts):
+        return outgoing
+    return outgoing.map(
+        lambda f: f.replace(profile=UNKNOWN) if f.profile is None else f
+    )
