@@ -88,10 +88,20 @@ def _entries(field: Field) -> np.ndarray:
     return mean + np.sqrt(max(float(np.mean(field.second)) - mean**2, 0.0)) * g
 
 
-def unknown_unless_said(incoming: State, outgoing: State) -> State:
-    """Returns what a rule made of a cotangent; a profile it is silent on is unknown."""
-    if all(f.profile is None for _, f in incoming.parts):
-        return outgoing
-    return outgoing.map(
-        lambda f: f.replace(profile=UNKNOWN) if f.profile is None else f
-    )
+_CHOOSING = ("reduce_window_max", "reduce_max")
+
+
+def unknown_unless_said(name: str, incoming: State, outgoing: State) -> State:
+    """Returns what a rule made of a cotangent; a profile it is silent on is unknown.
+
+    A maximum hands its cotangent to a large entry: silence is not independence there,
+    unless it has said what passes the activation in front (`Field.through`).
+    """
+    depends = any(f.profile is not None for _, f in incoming.parts)
+
+    def said(f: Field) -> Field:
+        if f.profile is not None or f.through is not None and not depends:
+            return f
+        return f.replace(profile=UNKNOWN) if depends or name in _CHOOSING else f
+
+    return outgoing.map(said)

@@ -37,9 +37,11 @@ def map_axis(ctx: RuleContext, field: Field, axis: int, matrix: np.ndarray) -> F
     mean = np.moveaxis(np.tensordot(field.mean, matrix, (axis, 1)), -1, axis)
     lags = tuple(held if a == axis else v for a, v in enumerate(field.lags))
     selects = np.all(np.count_nonzero(matrix, axis=1) <= 1)
-    spread = field.spread
-    if np.ndim(spread):
-        spread = fluctuation.mapped(spread, field.lags[axis], axis, matrix, held)
+
+    def by_lag(values: np.ndarray) -> np.ndarray:
+        return fluctuation.mapped(values, field.lags[axis], axis, matrix, held)
+
+    moved = fluctuation.renumbered(field, by_lag)
     comb = tuple(1 if a == axis else c for a, c in enumerate(field.combs))
     return Field(
         mean,
@@ -49,8 +51,8 @@ def map_axis(ctx: RuleContext, field: Field, axis: int, matrix: np.ndarray) -> F
         shape=field.shape if selects else None,
         symmetric=field.symmetric,
         comb=comb,
-        spread=spread,
-        response=field.response,
+        spread=moved.spread,
+        response=moved.response,
     )
 
 
@@ -59,9 +61,8 @@ def squeeze(field: Field, axis: int) -> Field:
     rank = field.rank
     table = np.squeeze(field.table, axis=(1 + axis, 1 + rank + axis))
     keep = [a for a in range(rank) if a != axis]
-    spread = field.spread
-    return field.replace(
-        spread=np.squeeze(spread, axis=axis) if np.ndim(spread) else spread,
+    moved = fluctuation.renumbered(field, lambda v: np.squeeze(v, axis=axis))
+    return moved.replace(
         mean=np.squeeze(field.mean, axis=axis),
         table=table,
         lags=tuple(field.lags[a] for a in keep),
@@ -77,9 +78,8 @@ def expand(field: Field, axis: int) -> Field:
     lags, comb = list(field.lags), list(field.combs)
     lags.insert(axis, (0,))
     comb.insert(axis, 1)
-    spread = field.spread
-    return field.replace(
-        spread=np.expand_dims(spread, axis) if np.ndim(spread) else spread,
+    moved = fluctuation.renumbered(field, lambda v: np.expand_dims(v, axis))
+    return moved.replace(
         mean=np.expand_dims(field.mean, axis),
         table=table,
         lags=tuple(lags),
