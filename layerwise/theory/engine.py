@@ -381,6 +381,7 @@ class Engine:
                     if not self.sharing.has_weights(node):
                         ct = profile.unknown_unless_said(node.name, fitted, ct)
                     else:
+                        ct = ct.map(lambda f: f.replace(profile=None))
                         origin = self.sharing.roots(node, ())
                         if self.on_cotangent is not None:
                             ct = self.on_cotangent(node, ct)

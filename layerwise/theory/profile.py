@@ -100,7 +100,7 @@ def unknown_unless_said(name: str, incoming: State, outgoing: State) -> State:
     depends = any(f.profile is not None for _, f in incoming.parts)
 
     def said(f: Field) -> Field:
-        if f.profile is not None or f.through is not None and not depends:
+        if f.profile is not None or (f.through is not None and not depends):
             return f
         return f.replace(profile=UNKNOWN) if depends or name in _CHOOSING else f
 
