@@ -45,8 +45,9 @@ _PAIRS_BACK = frozenset(
 )
 _PAIRS = _PAIRS_BACK | {"reduce_sum"}
 DENSE_BUDGET = 1e8
-PAIRS_BACK_BUDGET = 1e7
 """Table entries in all, above which fewer lags are held."""
+PAIRS_BACK_BUDGET = 1e7
+"""The same, above which cotangents hold pairs only where a sum or a maximum reads."""
 
 
 class Engine:
@@ -186,9 +187,10 @@ class Engine:
         sums = any(n.name in ("add", "sub") and len(n.inputs) > 1 for n in self.nodes)
         for node in self.nodes:
             self._forward(node)
+            if node.output >= self.first_reader or sums:
+                continue
             for v in node.inputs:  # pairs that neither direction will read again
-                done = v in self.known and v < self.first_reader and not sums
-                if done and last[v] == node.output:
+                if v in self.known and last[v] == node.output:
                     self.known[v] = self.known[v].map(Field.single)
 
     def _forward(self, node: Node) -> None:

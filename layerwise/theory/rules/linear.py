@@ -10,6 +10,7 @@ padding, dilation and number of groups. Backward the same sum is read the other 
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,15 +100,36 @@ class Convolution:
         ct = cotangent.average()
         got = convolve(ctx, ct, axes, transpose=True)
         whole = _around(ctx, node.inputs[0], axes)
-        response, own = fluctuation.pulled_through(
-            ct, whole, *_taps(axes), coherent=cotangent.coherent
-        )
+        response, own, omitted = _pulled(ctx, cotangent, ct, whole, axes)
         got = got.scaled_safe(weight.second * fan * float(np.exp(own)))
         like = _like(states[0], cotangent, got.replace(response=response))
         shared = cotangent.coherent and not ctx.white and any(a.taps > 1 for a in axes)
-        tolerance = cotangent.tolerance + abs(own) / 2
+        tolerance = cotangent.tolerance + abs(own) / 2 + omitted
         tolerance += SHARED / shapes[1][spec.rhs_spec[1]] if shared else 0.0
         return [dataclasses.replace(like, tolerance=tolerance)]
+
+
+def _pulled(
+    ctx: RuleContext, cotangent: State, ct: Field, value: State, axes: Sequence[Axis]
+) -> tuple[fluctuation.Response, float, float]:
+    """Returns the response, what it adds to the logarithm, and what is left out.
+
+    Slopes and weights at two positions are taken for independent in `sitewise`, as in
+    the recursions that it refines; what that leaves out is of order 1/width.
+    """
+    pull = functools.partial(
+        fluctuation.pulled_through,
+        state=value,
+        taps=_taps(axes)[0],
+        steps=_taps(axes)[1],
+        coherent=cotangent.coherent,
+    )
+    response, own = pull(ct)
+    if not ctx.white:
+        return response, own, 0.0
+    zero = tuple(v.index(0) for v in ct.lags)
+    response, apart = pull(ct.replace(response=ct.response.apart(zero)))
+    return response, apart, abs(own - apart)
 
 
 SHARED = 1.0
