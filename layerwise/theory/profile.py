@@ -31,7 +31,9 @@ def in_front(profile: np.ndarray | None, values: np.ndarray) -> np.ndarray | Non
 
     The z of f(x) counts the values of f in order (`marginal.standardize`).
     """
-    if profile is None or is_unknown(profile) or not np.any(np.diff(values) < 0):
+    if profile is None or np.ptp(profile) == 0:
+        return None
+    if is_unknown(profile) or not np.any(np.diff(values) < 0):
         return profile
     w = marginal.weights()
     order = np.argsort(values, kind="stable")
@@ -48,10 +50,18 @@ def behind(profile: np.ndarray | None, slopes: np.ndarray) -> np.ndarray | None:
     return _normalized(np.square(slopes) * (1.0 if profile is None else profile))
 
 
-def _normalized(profile: np.ndarray) -> np.ndarray | None:
-    """Returns the profile at mean 1; None if it is zero everywhere."""
+NEGLIGIBLE = 0.01
+"""Mean deviation from 1 below which a cotangent is taken for independent."""
+
+
+def _normalized(profile: np.ndarray) -> np.ndarray:
+    """Returns the profile at mean 1; ones where it is nearly that, or zero."""
     mean = float(profile @ marginal.weights())
-    return profile / mean if mean > 0 else None
+    if mean > 0:
+        away = float(np.abs(profile / mean - 1.0) @ marginal.weights())
+        if away > NEGLIGIBLE:
+            return profile / mean
+    return np.ones_like(profile)
 
 
 def of_term(
@@ -70,11 +80,42 @@ def of_term(
         _entries(f.rescaled(scale)) * s
         for f, s in zip((total, term, other), (1.0, *signs), strict=True)
     )
-    coarse, weights = theirs.reshape(-1, _GROUP), marginal.weights().reshape(-1, _GROUP)
-    chances = weights.sum(axis=1)
-    points = (coarse * weights).sum(axis=1) / chances
+    points, chances = _coarse(theirs)
     given = np.interp(mine[:, None] + points[None, :], whole, profile) @ chances
     return cotangent.replace(profile=_normalized(given))
+
+
+def of_factor(cotangent: Field, total: Field, factor: Field, other: Field) -> Field:
+    """Returns a product's cotangent at one of its two factors, likewise.
+
+    The other factor is still to be multiplied by: what its square has in common with
+    the profile is in the scale of what is returned.
+    """
+    profile = cotangent.profile
+    if profile is None or is_unknown(profile):
+        return cotangent
+    whole, mine, theirs = (_entries(f.normalized()) for f in (total, factor, other))
+    points, chances = _coarse(theirs)
+    products = mine[:, None] * points[None, :]
+    unit = np.exp(
+        0.5
+        * (
+            factor.normalized().log_scale
+            + other.normalized().log_scale
+            - total.normalized().log_scale
+        )
+    )
+    power = chances * points**2
+    given = np.interp(products * unit, whole, profile) @ (power / power.sum())
+    together = float(given @ marginal.weights())
+    return cotangent.scaled_safe(together).replace(profile=_normalized(given))
+
+
+def _coarse(entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns fewer (points, probabilities) of the law that `entries` are of."""
+    weights = marginal.weights().reshape(-1, _GROUP)
+    chances = weights.sum(axis=1)
+    return (entries.reshape(-1, _GROUP) * weights).sum(axis=1) / chances, chances
 
 
 _GROUP = 4

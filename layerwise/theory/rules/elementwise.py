@@ -85,7 +85,8 @@ class Pointwise:
         phi, slope = cached_float64(node.data)
         slopes = marginal.two_slopes(phi)
         linear = slopes is not None and slopes[0] == slopes[1]
-        if not linear and any(_unclear(ct) for _, ct in cotangent.parts):
+        unclear = max(_unclear(ct, slopes) for _, ct in cotangent.parts)
+        if not linear and unclear > UNCLEAR:
             raise NoSoundRule("a derivative that depends on the cotangent")
         normal = all(f.shape is None for _, f in states[0].parts)
         symmetric = all(f.symmetric for _, f in states[0].parts)
@@ -115,6 +116,8 @@ class Pointwise:
         if not sound:
             tolerance += growth * states[0].tolerance + 0.5 * shift
             tolerance += ROUNDING if normal else NOT_NORMAL
+        if not linear:
+            tolerance += unclear
         return [
             dataclasses.replace(
                 cotangent,
@@ -128,12 +131,26 @@ class Pointwise:
         ]
 
 
-def _unclear(cotangent: Field) -> bool:
-    """Whether it is not known how a cotangent goes with the value."""
+UNCLEAR = 0.1
+"""Stated error up to which a cotangent may depend on the value in a way unknown."""
+
+
+def _unclear(cotangent: Field, slopes: tuple[float, float] | None) -> float:
+    """Returns how far off the way a cotangent goes with the value may bring it.
+
+    Behind a maximum that depends on the cotangent, only where the activation stops the
+    maximum itself: never more than that share, at twice the average power.
+    """
     profile = cotangent.profile
-    if cotangent.through is not None:  # of a maximum, on its own
-        return profile is not None
-    return profiles.is_unknown(profile)
+    if cotangent.through is None:
+        return np.inf if profiles.is_unknown(profile) else 0.0
+    if profile is None:
+        return 0.0
+    if slopes is None or slopes[1] != 0.0:
+        return np.inf
+    passed = float(np.mean(cotangent.replace(table=cotangent.through).second))
+    whole = slopes[0] ** 2 * float(np.mean(cotangent.second))
+    return 2.0 * (1.0 - passed / whole) if whole > 0 else 0.0
 
 
 def pair_error(state: State) -> float:

@@ -273,11 +273,12 @@ class Broadcast:
         (state,) = states
         steps, _ = _broadcast_steps(ctx, node, state)
 
-        def gather(f: Field) -> Field:
+        def gather(ct: Field) -> Field:
+            f = ct
             for axis, new, size in reversed(steps):
                 f = map_axis(ctx, f, axis, np.ones((1, size)))
                 f = squeeze(f, axis) if new else f
-            return f.normalized()
+            return f.normalized().replace(profile=ct.profile)  # copies of one value
 
         grade = max(cotangent.grade, Grade.APPROXIMATE)
         tolerance = cotangent.tolerance + cotangent.pair_tolerance
