@@ -17,7 +17,7 @@ import numpy as np
 
 from layerwise import _jax
 from layerwise.moments.activations import cached_float64
-from layerwise.theory import data, lags as lagging, marginal, registry, rules
+from layerwise.theory import data, lags as lagging, marginal, profile, registry, rules
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.law import Law
 from layerwise.theory.plan import Planner
@@ -219,16 +219,15 @@ class Engine:
     def _sample(self, node: Node, reason: str) -> None:
         label = self._label(node)
         self.reasons[label] = reason
-        if node.output not in self.sampled:
+        self.sampled[node.output] = label
+        if node.output not in self.measured:
             wanted = {node.output: label}
-            known = self.nodes if self.on_weights is None else ()
-            for other in known:  # those known to come, in the same run
-                unknown = registry.find(other.name) is None
-                later = unknown and other.output > node.output
-                if later and self._is_float(other.output):
+            later = self.nodes if self.on_weights is None else ()
+            for other in later:  # those likely to be sampled too, in the same run
+                likely = registry.find(other.name) is None or _alike(node, other)
+                new = other.output > node.output and other.output not in self.measured
+                if likely and new and self._is_float(other.output):
                     wanted[other.output] = self._label(other)
-                    self.reasons.setdefault(self._label(other), "no rule")
-            self.sampled.update(wanted)
             self.measured.update(self.sampler.forward(list(wanted), wanted))
         self.known[node.output] = self.measured[node.output]
 
@@ -381,7 +380,10 @@ class Engine:
             for v, ct in zip(node.inputs, back, strict=True):
                 if ct is not None and v not in self.fixed:
                     origin = cotangent.roots
-                    if self.sharing.has_weights(node):
+                    if not self.sharing.has_weights(node):
+                        ct = profile.unknown_unless_said(node.name, fitted, ct)
+                    else:
+                        ct = ct.map(lambda f: f.replace(profile=None))
                         origin = self.sharing.roots(node, ())
                         if self.on_cotangent is not None:
                             ct = self.on_cotangent(node, ct)
@@ -437,6 +439,15 @@ class Engine:
             self.cotangents[v] = [self.drawn_back[v]]
             self.total.pop(v, None)
         self.fixed = self.fixed | frozenset(wanted)
+
+
+def _alike(a: Node, b: Node) -> bool:
+    """Whether two nodes do the same, so that a rule will likely refuse both."""
+    return (
+        a.name == b.name
+        and len(a.inputs) == len(b.inputs)
+        and str(a.equations[-1].params) == str(b.equations[-1].params)
+    )
 
 
 def is_curved(node: Node) -> bool:
