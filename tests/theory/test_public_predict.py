@@ -69,7 +69,9 @@ def test_without_sampling_all_that_is_said_is_the_same_and_the_rest_is_left_out(
 
     x = jax.random.normal(jax.random.key(2), (4, 8))
     steps: list[tuple[int, int]] = []
-    bare = lw.predict(Residual(), None, x, draws=0, progress=lambda *s: steps.append(s))
+    bare = lw.predict(
+        Residual(), None, x, draws=0, progress=lambda i, n: steps.append((i, n))
+    )
     full = lw.predict(Residual(), None, x, draws=4)
     assert bare.curve_grade("forward") == ("exact",) * 3 + ("",) * 2
     assert bare.curve_grade("backward") == ("",) * 5
