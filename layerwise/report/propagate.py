@@ -55,9 +55,9 @@ def propagate_variance(
         scheme: Draw the networks under this scheme of `layerwise.initialize`.
         cap: As for `layerwise.initialize`.
         redraw: How networks are drawn where no scheme is given: see `measure`.
-        chunk: Draws per compiled call: see `measure`.
-        batch_size: Draws computed at once: see `measure`.
-        loss: Function of the output whose gradient goes back: see `measure`.
+        chunk: As for `measure`, and so for the next two.
+        batch_size: Draws computed at once.
+        loss: Function of the output whose gradient goes back.
         kwargs: Keyword arguments of the model's call.
         rngs: Keys of the streams that the call draws from.
         statistics: What else is measured of every value: see `measure`.

@@ -11,6 +11,7 @@ import numpy as np
 
 from layerwise.measurement.ensemble import GIVEN
 from layerwise.measurement.result import Measurement, Summary, summarize
+from layerwise.report.console import as_text
 
 
 if TYPE_CHECKING:
@@ -271,9 +272,7 @@ class VarianceReport:
         return plot_comparison({self.title: self}, axes)
 
     def __str__(self) -> str:
-        from layerwise.report.table import to_text
-
-        return to_text(self)
+        return as_text(self)
 
     __repr__ = __str__
 

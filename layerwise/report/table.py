@@ -1,6 +1,5 @@
 """The report's table: for a terminal, in Markdown."""
 
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -99,17 +98,6 @@ def rich_verdict(found: Diagnosis, limit: int = 6) -> Iterator[Any]:
         yield Text.assemble((f"{head}] ", _COLOUR[finding.severity]), rest)
     if len(found) > limit:
         yield Text(f"... and {len(found) - limit} more: report.diagnose()")
-
-
-def to_text(report: VarianceReport, width: int = 140) -> str:
-    """Returns the table as plain text."""
-    from rich.console import Console
-
-    stream = io.StringIO()
-    # In a notebook, rich would show what it prints beside writing it.
-    console = Console(file=stream, width=width, no_color=True, force_jupyter=False)
-    console.print(report)
-    return stream.getvalue()
 
 
 def to_markdown(report: VarianceReport, select: Select | None = None) -> str:
