@@ -1,5 +1,6 @@
-"""Training in one compiled loop: what every experiment that trains shares."""
+"""Training a classifier: what every experiment that trains shares."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from inspect import signature
@@ -62,6 +63,71 @@ class Trained(NamedTuple):
     losses: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class Sgd:
+    """SGD with momentum on cross-entropy, one compiled program for each step.
+
+    Steps follow each other in Python: on CPUs XLA runs convolutions inside a loop of
+    its own up to ten times slower than alone, and elsewhere a step is called before the
+    last one has ended.
+
+    Attributes:
+        model: A Linen classifier; called with ``train=True`` where it takes that.
+        momentum: Of SGD.
+        weight_decay: Added to the gradient, times the parameters.
+    """
+
+    model: nn.Module
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+
+    @property
+    def _rule(self) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.add_decayed_weights(self.weight_decay), optax.sgd(1.0, self.momentum)
+        )
+
+    def start(self, variables: Any) -> dict[str, Any]:
+        """Returns the state before the first step."""
+        return {"variables": variables, "moments": self._rule.init(variables["params"])}
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def step(
+        self,
+        state: dict[str, Any],
+        images: tuple[jax.Array, jax.Array],
+        chosen: jax.Array,
+        rate: jax.Array,
+    ) -> tuple[dict[str, Any], jax.Array]:
+        """Returns the state after one update, and the loss before it.
+
+        Args:
+            state: From `start` or the last step.
+            images: All training images and their classes.
+            chosen: The indices of the batch.
+            rate: Learning rate.
+        """
+        params = state["variables"]["params"]
+        rest = {k: v for k, v in state["variables"].items() if k != "params"}
+        x, y = images[0][chosen], images[1][chosen]
+
+        def loss_of(params: Any) -> Any:
+            out, new = self.model.apply(
+                {"params": params, **rest},
+                x,
+                mutable=list(rest),
+                **train_mode(self.model),
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(out, y)
+            return losses.mean(), new
+
+        (loss, new), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+        updates, moments = self._rule.update(grads, state["moments"], params)
+        updates = jax.tree.map(lambda u: rate * u, updates)
+        variables = {"params": optax.apply_updates(params, updates), **new}
+        return {"variables": variables, "moments": moments}, loss
+
+
 def train(
     model: nn.Module,
     variables: Any,
@@ -74,69 +140,42 @@ def train(
     weight_decay: float = 1e-4,
     key: jax.Array,
 ) -> Trained:
-    """Trains by SGD with momentum on cross-entropy; the whole run is one program.
+    """Trains with batches drawn with replacement, at a constant learning rate.
+
+    Once a loss is not finite nothing more is computed: the losses after it are NaN.
 
     Args:
-        model: A Linen classifier; called with ``train=True`` where it takes that.
+        model: A Linen classifier.
         variables: What ``model.init`` returned.
         data: The images.
         steps: Updates.
         learning_rate: Constant.
-        batch: Examples a step, drawn with replacement.
+        batch: Examples a step.
         momentum: Of SGD.
         weight_decay: Added to the gradient, times the parameters.
         key: Of the batches.
     """
-    run = _program(model, steps, batch, momentum, weight_decay)
-    params = variables["params"]
-    state = {k: v for k, v in variables.items() if k != "params"}
-    x, y = jnp.asarray(data.x), jnp.asarray(data.y)
-    params, state, losses = run(params, state, x, y, key, jnp.float32(learning_rate))
-    return Trained({"params": params, **state}, np.asarray(losses))
+    sgd = Sgd(model, momentum, weight_decay)
+    state, losses = sgd.start(variables), np.full(steps, np.nan, np.float32)
+    images = (jnp.asarray(data.x), jnp.asarray(data.y))
+    chosen = _with_replacement(key, steps, batch, len(data.x))
+    for step, rows in enumerate(chosen):
+        state, loss = sgd.step(state, images, rows, jnp.float32(learning_rate))
+        losses[step] = loss
+        if not np.isfinite(losses[step]):
+            break
+    return Trained(state["variables"], losses)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _with_replacement(key: jax.Array, steps: int, batch: int, n: int) -> jax.Array:
+    draw = lambda key: jax.random.randint(key, (batch,), 0, n)
+    return jax.vmap(draw)(jax.random.split(key, steps))
 
 
 def train_mode(model: nn.Module) -> dict[str, Any]:
     """Returns the keyword that a model is called with in training, if it has one."""
     return {"train": True} if "train" in signature(model.__call__).parameters else {}
-
-
-@functools.lru_cache(maxsize=16)
-def _program(
-    model: nn.Module, steps: int, batch: int, momentum: float, weight_decay: float
-) -> Callable[..., Any]:
-    """Returns the compiled loop, for any parameters, data and learning rate."""
-    mode = train_mode(model)
-    rule = optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.sgd(1.0, momentum)
-    )
-
-    def loss_of(params: Any, state: Any, x: jax.Array, y: jax.Array) -> Any:
-        out, new = model.apply(
-            {"params": params, **state}, x, mutable=list(state), **mode
-        )
-        loss = optax.softmax_cross_entropy_with_integer_labels(out, y).mean()
-        return loss, new
-
-    def run(
-        params: Any, state: Any, x: jax.Array, y: jax.Array, key: Any, rate: jax.Array
-    ) -> Any:
-        def step(carry: Any, key: jax.Array) -> Any:
-            params, state, moments = carry
-            chosen = jax.random.randint(key, (batch,), 0, len(x))
-            (loss, state), grads = jax.value_and_grad(loss_of, has_aux=True)(
-                params, state, x[chosen], y[chosen]
-            )
-            updates, moments = rule.update(grads, moments, params)
-            scaled = jax.tree.map(lambda u: rate * u, updates)
-            return (optax.apply_updates(params, scaled), state, moments), loss
-
-        carry = (params, state, rule.init(params))
-        (params, state, _), losses = jax.lax.scan(
-            step, carry, jax.random.split(key, steps)
-        )
-        return params, state, losses
-
-    return jax.jit(run)
 
 
 def error_rate(apply: Callable[[jax.Array], jax.Array], data: Data) -> float:
