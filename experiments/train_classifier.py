@@ -10,7 +10,6 @@ a finished one is skipped. Writes ``runs.csv`` (a row per run and epoch), ``tabl
 """
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ from tqdm import tqdm
 
 import layerwise as lw
 from experiments.launch import check_counts, check_positive, check_schemes, launch
-from experiments.training import Data, Sgd, digits
+from experiments.training import Data, Sgd, accuracy, digits
 from experiments.workdir import append_line, replace_file, whole_lines
 from layerwise.errors import InvalidArgumentError, message
 
@@ -121,14 +120,9 @@ class Epoch:
         for chosen in order.reshape(steps, self.batch):
             state, loss = self.sgd.step(state, self.images, chosen, jnp.float32(rate))
             losses.append(loss)
-        accuracy = self._accuracy(state["variables"])
+        good = accuracy(self.sgd.model, state["variables"], *self.test)
         loss = np.mean(np.asarray(losses, np.float64))
-        return state, {"loss": float(loss), "accuracy": float(accuracy)}
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def _accuracy(self, variables: Any) -> jax.Array:
-        x, y = self.test
-        return (jnp.asarray(self.sgd.model.apply(variables, x)).argmax(-1) == y).mean()
+        return state, {"loss": float(loss), "accuracy": float(good)}
 
 
 def train_one(

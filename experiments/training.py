@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -11,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+import layerwise as lw
 
 
 class Data(NamedTuple):
@@ -49,6 +50,15 @@ def digits(size: int = 8, *, flat: bool = False, seed: int = 0) -> Data:
     order = np.asarray(jax.random.permutation(jax.random.key(seed), len(x)))
     x, y = x[order], np.asarray(classes, np.int32)[order]
     return Data(x[:1437], y[:1437], x[1437:], y[1437:])
+
+
+def draw_parameters(model: nn.Module, x: Any, key: jax.Array, scheme: str) -> Any:
+    """Returns ``lw.initialize(model, x, key, scheme)``, drawn without compiling it.
+
+    A hundred draws in one program take seconds to compile, and one by one no time.
+    """
+    law = lw.scheme_law(model, jnp.asarray(x), scheme)
+    return law.place(law(key))
 
 
 class Trained(NamedTuple):
@@ -178,7 +188,13 @@ def train_mode(model: nn.Module) -> dict[str, Any]:
     return {"train": True} if "train" in signature(model.__call__).parameters else {}
 
 
-def error_rate(apply: Callable[[jax.Array], jax.Array], data: Data) -> float:
+@functools.partial(jax.jit, static_argnums=0)
+def accuracy(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns the share of images whose largest output is that of their class."""
+    return (jnp.asarray(model.apply(variables, x)).argmax(-1) == y).mean()
+
+
+def error_rate(model: nn.Module, variables: Any, data: Data) -> float:
     """Returns the share of test images whose largest output is of another class."""
-    out = jax.jit(apply)(jnp.asarray(data.x_test))
-    return float((np.asarray(out).argmax(-1) != data.y_test).mean())
+    x, y = jnp.asarray(data.x_test), jnp.asarray(data.y_test)
+    return 1.0 - float(accuracy(model, variables, x, y))
