@@ -77,11 +77,7 @@ def outcome(losses: np.ndarray, classes: int = 10) -> str:
 def train_row(
     config: ConfigDict, *, network: str, row: str, rate: float, seed: int
 ) -> dict[str, Any]:
-    """Trains one stack and returns its losses, error and outcome.
-
-    The test error is that of running averages with normalization, which lag behind
-    where steps are few.
-    """
+    """Trains one stack and returns its losses, error and outcome."""
     (model, scheme), data = build(config, network, row), images(network)
     start, order = jax.random.split(jax.random.key(seed))
     variables = draw_parameters(model, data.x[:2], start, scheme)

@@ -68,10 +68,7 @@ def load(config: ConfigDict) -> Data:
         InvalidArgumentError: If the data set is unknown.
     """
     if config.data == "digits":
-        data = digits(build(config).input_shape[0])
-        return data._replace(
-            x=np.repeat(data.x, 3, axis=-1), x_test=np.repeat(data.x_test, 3, axis=-1)
-        )
+        return digits(build(config).input_shape[0], channels=3)
     raise InvalidArgumentError(
         message(
             f"data={config.data!r}.",

@@ -29,10 +29,7 @@ def _resnet(depth: int, *, residual: bool) -> nn.Module:
 @functools.cache
 def images(size: int = 8) -> Data:
     """Returns the digits as three equal channels."""
-    data = digits(size)
-    return data._replace(
-        x=np.repeat(data.x, 3, axis=-1), x_test=np.repeat(data.x_test, 3, axis=-1)
-    )
+    return digits(size, channels=3)
 
 
 @functools.cache

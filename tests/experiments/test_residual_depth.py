@@ -66,6 +66,7 @@ def test_outcomes():
     assert residual_depth.outcome(np.append(falling, np.nan)) == "diverged"
 
 
+@pytest.mark.slow
 def test_the_laws_are_those_of_the_theory():
     def first(name):
         r = residual_depth.law_of(get_config("quick"), name).r
