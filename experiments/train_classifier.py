@@ -25,7 +25,14 @@ from scipy import stats
 from tqdm import tqdm
 
 import layerwise as lw
-from experiments.launch import check_counts, check_positive, check_schemes, launch
+from experiments import data
+from experiments.launch import (
+    check_choices,
+    check_counts,
+    check_positive,
+    check_schemes,
+    launch,
+)
 from experiments.training import Data, Sgd, accuracy, digits
 from experiments.workdir import append_line, replace_file, whole_lines
 from layerwise.errors import InvalidArgumentError, message
@@ -66,16 +73,32 @@ def load(config: ConfigDict) -> Data:
 
     Raises:
         InvalidArgumentError: If the data set is unknown.
+        InputError: If its data is not there; the message says what to download.
     """
+    size, given = build(config).input_shape[0], config.tfds
     if config.data == "digits":
-        return digits(build(config).input_shape[0], channels=3)
-    raise InvalidArgumentError(
-        message(
-            f"data={config.data!r}.",
-            "The data sets are: digits (scikit-learn's, no download).",
-            "Pass --config.data=digits.",
+        return digits(size, channels=3)
+    if config.data != "fungi10" and not str(config.data).startswith("tfds:"):
+        raise InvalidArgumentError(
+            message(
+                f"data={config.data!r}.",
+                "The data sets are: digits (scikit-learn's, no download), fungi10, and "
+                "tfds:NAME for what lies prepared in tfds.data_dir.",
+                "Pass --config.data=digits.",
+            )
         )
-    )
+    name = config.data.removeprefix("tfds:")
+    check_choices("tfds.fit", [given.fit], data.FITS)
+    fields = {}
+    if name == "fungi10":
+        from experiments.datasets import fungi10
+
+        check_choices("tfds.order", [given.order], fungi10.ORDERS)
+        check_choices("tfds.split", [given.split], fungi10.SPLITS)
+        check_choices("tfds.corrupt", [given.corrupt], ("fatal", "skip"))
+        fields = {k: given[k] for k in ("order", "split", "corrupt")}
+    builder = data.prepare(name, given.data_dir, given.manual_dir, **fields)
+    return data.load(builder, size, fit=given.fit)
 
 
 def build(config: ConfigDict) -> nn.Module:
@@ -87,8 +110,8 @@ def check(config: ConfigDict) -> None:
     """Raises what is wrong with the configuration, before any work is done."""
     check_counts(config, "epochs", "batch", "seeds")
     check_positive(config, "learning_rates")
-    data, model = load(config), build(config)
-    check_schemes(model, data.x[:2], config.schemes)
+    images, model = load(config), build(config)
+    check_schemes(model, images.x[:2], config.schemes)
 
 
 class Epoch:
@@ -96,15 +119,15 @@ class Epoch:
 
     Args:
         model: The classifier.
-        data: The images.
+        images: The data.
         config: Of the optimizer.
     """
 
-    def __init__(self, model: nn.Module, data: Data, config: ConfigDict) -> None:
+    def __init__(self, model: nn.Module, images: Data, config: ConfigDict) -> None:
         self.sgd = Sgd(model, config.momentum, config.weight_decay)
         self.batch = config.batch
-        self.images = (jnp.asarray(data.x), jnp.asarray(data.y))
-        self.test = (jnp.asarray(data.x_test), jnp.asarray(data.y_test))
+        self.images = (jnp.asarray(images.x), jnp.asarray(images.y))
+        self.test = (jnp.asarray(images.x_test), jnp.asarray(images.y_test))
 
     def __call__(
         self, state: dict[str, Any], key: jax.Array, rate: float
