@@ -151,6 +151,20 @@ class RuleContext:
     def _leaf_of(self) -> Mapping[int, str]:
         return {v: n for n, v in self.traced.leaf_values.items()}
 
+    def is_random(self, atom: Any) -> bool:
+        """Whether a value that no weight has touched is made of random bits."""
+        stack, seen = [atom], set()
+        while stack:
+            at = stack.pop()
+            if not isinstance(at, int) or at in seen or at not in self._producers:
+                continue
+            seen.add(at)
+            equation = self._producers[at]
+            if equation.name.startswith(("random_", "threefry")):
+                return True
+            stack.extend(equation.values_in)
+        return False
+
     def leaf(self, atom: Any) -> str | None:
         """Returns the parameter leaf that an operand is a rearrangement of, if one."""
         at = atom if isinstance(atom, int) else -1

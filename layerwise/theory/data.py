@@ -71,3 +71,30 @@ def _field(ctx: RuleContext, x: np.ndarray, lags: tuple[tuple[int, ...], ...]) -
     mean = x.mean(axis=(0, -1))
     spread = fluctuation.of_batch(np.square(x).mean(axis=-1), lags)
     return Field(mean, table, lags, spread=spread).normalized()
+
+
+def constant(
+    ctx: RuleContext,
+    array: np.ndarray,
+    state: State,
+    shape: Sequence[int],
+) -> list[Field]:
+    """Returns the moments of a fixed array, broadcast, at the channels of each part.
+
+    Args:
+        ctx: The context.
+        array: The array.
+        state: The value that it is added to or multiplied with.
+        shape: The value's shape.
+    """
+    order = [a for role in "bsc" for a, r in enumerate(state.axes) if r == role]
+    sizes = [shape[a] for a in order if state.axes[a] == "s"]
+    x = np.broadcast_to(np.asarray(array, np.float64), shape).transpose(order)
+    x = x.reshape(-1, *sizes, state.channels)
+    x = np.broadcast_to(x, (ctx.batch, *x.shape[1:]))
+    found, first = [], 0
+    for n, f in state.parts:
+        (_, field) = of_array(ctx, x[..., first : first + n], f.lags).parts[0]
+        found.append(field)
+        first += n
+    return found

@@ -364,6 +364,8 @@ class Pointwise:
             at = (0, *(v.index(0) for v in f.lags))
             table[at] = 0.5 * (slopes[0] ** 2 + slopes[1] ** 2)
             sd = np.sqrt(self.var)
+            if not np.all(sd > 0):
+                table = self._at_zero(table, sd > 0, slopes, slope)
             pair = sd * lagging.shifted(sd, f.lags)
             joint = pair * dual.two_slope_dual(*slopes, 1.0, 1.0, self.rho)
             joint *= np.exp(np.clip(f.log_scale, -700, 700))
@@ -419,6 +421,22 @@ class Pointwise:
             0.0,
             *self._curvature(slope, local.turn),
         )
+
+    def _at_zero(
+        self,
+        table: np.ndarray,
+        live: np.ndarray,
+        slopes: tuple[float, float],
+        slope: Numeric,
+    ) -> np.ndarray:
+        """Returns pair moments of slopes where some positions are always zero."""
+        there = lagging.shifted(live.astype(float), self.field.lags) > 0
+        own = np.zeros(table.shape[1:], bool)
+        own[tuple(v.index(0) for v in self.field.lags)] = True
+        zero, mean = float(slope(np.zeros(1))[0]), 0.5 * sum(slopes)
+        one = np.where(own, zero**2, zero * mean)
+        table = np.where(live & there, table, np.where(live | there, one, zero**2))
+        return table * lagging.inside(self.field.lags, self.field.sizes)
 
     def _typical_rho(self) -> np.ndarray:
         """``(*lags,)``: mean latent correlation of a pair of one example."""

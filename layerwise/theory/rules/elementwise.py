@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from layerwise.moments.activations import cached_float64
-from layerwise.theory import lags as lagging, marginal, profile as profiles
+from layerwise.moments.activations import Numeric, cached_float64
+from layerwise.theory import data, lags as lagging, marginal, profile as profiles
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.response import Response
@@ -20,6 +22,7 @@ from layerwise.theory.state import (
     common,
     mix,
 )
+from layerwise.tracing.graph import evaluate
 
 
 ROUNDING = 0.002
@@ -83,6 +86,8 @@ class Pointwise:
     ) -> Sequence[State | None]:
         """Multiplies by the pair moments of the derivative."""
         phi, slope = cached_float64(node.data)
+        if any(np.any(f.second == 0) for _, f in states[0].parts):
+            slope = _with_zero(slope, _slope_at_zero(ctx, node))
         slopes = marginal.two_slopes(phi)
         linear = slopes is not None and slopes[0] == slopes[1]
         unclear = max(_unclear(ct, slopes) for _, ct in cotangent.parts)
@@ -383,11 +388,72 @@ def parameter(ctx: RuleContext, node: Node) -> tuple[Any, np.ndarray, float, flo
     return moments, ctx.sample(atom), moments.mean, moments.second
 
 
+def _slope_at_zero(ctx: RuleContext, node: Node) -> float:
+    """Returns the derivative at zero as the program has it: kinks are there."""
+    graph, (source,) = ctx.traced.graph, node.inputs
+    made = {v for e in node.equations for v in e.outputs} | {source}
+    read = [v for e in node.equations for v in e.values_in if v not in made]
+    part = dataclasses.replace(
+        graph,
+        inputs=(source, *read),
+        equations=node.equations,
+        outputs=(node.output,),
+    )
+    arrays = [jnp.asarray(ctx.weight(v).value) for v in read]
+    aval = graph.avals[source]
+    x = jnp.zeros(aval.shape, aval.dtype)
+    _, slope = jax.jvp(
+        lambda x: evaluate(part, [x, *arrays])[0], (x,), (jnp.ones_like(x),)
+    )
+    return float(jnp.mean(slope))
+
+
+def _with_zero(slope: Numeric, zero: float) -> Numeric:
+    return lambda x: np.where(x == 0.0, zero, slope(x))
+
+
+def placed(array: np.ndarray, state: State) -> bool:
+    """Whether a fixed array differs by position or by example."""
+    return any(variation(array, state.axes, role) for role in "sb")
+
+
+def _add_constant(
+    ctx: RuleContext, state: State, array: np.ndarray, shape: Sequence[int], flip: float
+) -> State:
+    """Returns the state plus a fixed array: known at every position and example."""
+    parts = []
+    constants = data.constant(ctx, array, state, shape)
+    for (n, f), g in zip(state.parts, constants, strict=True):
+        scale = max(f.log_scale, g.log_scale) if np.any(f.table) else g.log_scale
+        f, g = f.rescaled(scale), g.rescaled(scale)
+        old = flip * f.mean
+        cross = old * lagging.shifted(g.mean, f.lags)
+        cross = cross + g.mean * lagging.shifted(old, f.lags)
+        parts.append(
+            (
+                n,
+                f.replace(
+                    mean=old + g.mean,
+                    table=f.table + cross + g.table,
+                    symmetric=False,
+                    comb=(),
+                ),
+            )
+        )
+    return dataclasses.replace(state, parts=tuple(parts), terms=())
+
+
 def _add_parameter(ctx: RuleContext, node: Node, state: State, sign: float) -> State:
-    _, array, mean, second = parameter(ctx, node)
+    moments, array, mean, second = parameter(ctx, node)
     out = [f for _, f in state.parts]
-    if ctx.shape(node.inputs[0]) != ctx.shape(node.output):
+    shape = ctx.shape(node.output)
+    if ctx.shape(node.inputs[0]) != shape:
         raise NoSoundRule("a signal broadcast against a parameter")
+    if moments.value is not None and placed(array, state):
+        mine = node.equations[0].inputs.index(node.inputs[0])
+        if mine == 0:
+            return _add_constant(ctx, state, sign * array, shape, 1.0)
+        return _add_constant(ctx, state, array, shape, sign)
     if variation(array, state.axes, "b"):
         raise NoSoundRule("a parameter that differs by example")
     by_position = variation(array, state.axes, "s")

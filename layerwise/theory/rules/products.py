@@ -5,13 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from layerwise.theory import marginal, profile as profiles
+from layerwise.theory import data, marginal, profile as profiles
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.rules.elementwise import (
     aligned,
     fit_parts,
     parameter,
+    placed,
     variation,
     worst,
 )
@@ -41,9 +42,44 @@ def scale_parts(
     return dataclasses.replace(out, grade=worst(state.grade, gaussian))
 
 
-@rule("mul", family="elementwise")
+def _times_constant(
+    ctx: RuleContext, state: State, array: np.ndarray, shape: Sequence[int]
+) -> State:
+    """Returns the state times a fixed array: known at every position and example."""
+    alike = not any(variation(array, state.axes, role) for role in "bc")
+    parts = []
+    for (n, f), g in zip(
+        state.parts, data.constant(ctx, array, state, shape), strict=True
+    ):
+        got = f.replace(
+            mean=f.mean * g.mean,
+            table=f.table * g.table,
+            log_scale=f.log_scale + g.log_scale,
+            joint=None,
+            shape=f.shape if alike else None,
+            spread=common([1.0, 1.0], [f.spread, g.spread]),
+        )
+        parts.append((n, got.normalized()))
+    grade = Grade.EXACT if alike else Grade.APPROXIMATE
+    grade = worst(state.grade, grade)
+    return dataclasses.replace(state, parts=tuple(parts), grade=grade, terms=())
+
+
+def _times_parameter(ctx: RuleContext, node: Node, state: State) -> State:
+    moments, array, mean, second = parameter(ctx, node)
+    if node.name == "div":
+        if moments.value is None or np.any(array == 0):
+            raise NoSoundRule("division by a random parameter, or by zero")
+        array = 1.0 / array
+        mean, second = float(array.mean()), float(np.mean(array**2))
+    if moments.value is not None and placed(array, state):
+        return _times_constant(ctx, state, array, ctx.shape(node.output))
+    return scale_parts(ctx, state, array, mean, second)
+
+
+@rule("mul", "div", family="elementwise")
 class Multiply:
-    """Gate (two independent signals), or scale by a parameter or mask."""
+    """Gate (two independent signals), or scale by a parameter or a fixed array."""
 
     @staticmethod
     def forward(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
@@ -51,8 +87,11 @@ class Multiply:
         if len(node.inputs) == 1:
             if ctx.shape(node.inputs[0]) != ctx.shape(node.output):
                 raise NoSoundRule("a signal broadcast against a parameter")
-            _, array, mean, second = parameter(ctx, node)
-            return scale_parts(ctx, states[0], array, mean, second)
+            if node.equations[0].inputs[0] != node.inputs[0] and node.name == "div":
+                raise NoSoundRule("division by the signal")
+            return _times_parameter(ctx, node, states[0])
+        if node.name == "div":
+            raise NoSoundRule("division by the signal")
         a, b = states
         if a.roots & b.roots or a.axes != b.axes:
             raise NoSoundRule("a product of functions of the same signal")
@@ -78,8 +117,7 @@ class Multiply:
     ) -> Sequence[State | None]:
         """Multiplies by the other factor."""
         if len(node.inputs) == 1:
-            _, array, mean, second = parameter(ctx, node)
-            return [scale_parts(ctx, cotangent, array, mean, second)]
+            return [_times_parameter(ctx, node, cotangent)]
         a, b = states
         back = []
         for mine, other in ((a, b), (b, a)):
@@ -156,14 +194,12 @@ def _product_shape(f: Field, g: Field) -> np.ndarray | None:
 
 @rule("select_n", family="elementwise")
 class Mask:
-    """Dropout: a fixed mask chooses between the signal and zero."""
+    """Dropout, or a fixed mask: chooses between the signal and zero."""
 
     @staticmethod
     def forward(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
         """A product with the mask."""
-        mask = _mask(ctx, node)
-        m = float(mask.mean())
-        return scale_parts(ctx, states[0], mask, m, m)
+        return _masked(ctx, node, states[0])
 
     @staticmethod
     def backward(
@@ -174,9 +210,15 @@ class Mask:
         cotangent: State,
     ) -> Sequence[State | None]:
         """The same product."""
-        mask = _mask(ctx, node)
-        m = float(mask.mean())
-        return [scale_parts(ctx, cotangent, mask, m, m)]
+        return [_masked(ctx, node, cotangent)]
+
+
+def _masked(ctx: RuleContext, node: Node, state: State) -> State:
+    mask = _mask(ctx, node)
+    if not ctx.is_random(node.equations[0].inputs[0]) and placed(mask, state):
+        return _times_constant(ctx, state, mask, ctx.shape(node.output))
+    share = float(mask.mean())
+    return scale_parts(ctx, state, mask, share, share)
 
 
 def _mask(ctx: RuleContext, node: Node) -> np.ndarray:
