@@ -120,13 +120,15 @@ class Engine:
         self.nodes = Planner(traced, cuts, frozenset(arrays), constant).plan()
         self.makers.update((n.output, n) for n in self.nodes)
         self.ctx = dataclasses.replace(
-            base, classes=self._classes(), level=self._level(base)
+            base,
+            classes=self._classes(),
+            level=self._level(base),
+            joint=any(n.name == "normalization" for n in self.nodes),
         )
         readers = [n.output for n in self.nodes if self._reads_pairs(n)]
         self.first_reader = min(readers, default=10**12)
         self.sharing = Sharing(self.ctx, self.nodes)
         self.repeats = Repeats(self.ctx, self.nodes)
-        self.joint = any(n.name == "normalization" for n in self.nodes)
         self.sampler = Sampler(self.ctx, self.inputs, draws, log_scale=log_scale)
 
     def _reads_pairs(self, node: Node) -> bool:
@@ -390,7 +392,7 @@ class Engine:
                     ct = dataclasses.replace(ct, terms=(), roots=origin)
                     if v < self.first_reader:
                         ct = ct.map(Field.single)
-                    if not self.joint or v < self.first_reader:  # nothing reads it
+                    if not ctx.joint or v < self.first_reader:  # nothing reads it
                         ct = ct.map(lambda f: f.replace(joint=None))
                     self.cotangents.setdefault(v, []).append(ct)
 
