@@ -122,7 +122,9 @@ class Repeats:
                 if value is not None and value.size > 65536:
                     return None
                 entries = None if value is None else value.tobytes()
-                parameters.append((moments.second, moments.mean, shape, entries))
+                drawn = moments.draws
+                law = None if drawn is None else float(np.sum(np.square(drawn) ** 2))
+                parameters.append((moments.second, moments.mean, shape, entries, law))
         shapes = tuple(self.ctx.shape(v) for v in (*node.inputs, node.output))
         return (node.name, shapes, *parameters)
 
