@@ -188,8 +188,8 @@ neither sweep came. *off by* is |log(predicted / measured)| where it is largest 
 those graded exact or approximate, over {draws} networks, with its standard error; in
 bold, how many are further off than the prediction states and three standard errors
 together. Nothing is claimed of what is graded `measured`. Where the logarithm has a
-standard deviation above {widest} over networks (deep and four channels wide), a mean over
-{draws} of them is no estimate of the expected value, and is not compared.
+standard deviation above {widest} over networks (deep and four channels wide), a mean
+over {draws} of them is no estimate of the expected value, and is not compared.
 
 """
 
