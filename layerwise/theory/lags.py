@@ -191,7 +191,7 @@ def products(x: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
         there = shifted(np.arange(count, dtype=float).reshape(sizes), lags)
         index = there.astype(int).reshape(-1, count)
         got = np.take_along_axis(flat @ flat.T, index, axis=0)
-        return got.reshape(there.shape) * inside(lags, sizes)
+        return np.asarray(got.reshape(there.shape) * inside(lags, sizes))
     out = np.zeros((*map(len, lags), *sizes))
     for which in itertools.product(*(range(len(v)) for v in lags)):
         lag = [v[i] for v, i in zip(lags, which, strict=True)]
