@@ -293,7 +293,7 @@ class Engine:
         node = self.makers.get(value)
         label = node.label if node is not None else f"value {value}"
         if self.on_cotangent is None:
-            self._measure_back(value, label, reason)
+            self._measure_back([value], label, reason, value)
             return self.total[value]
         self.reasons[label] = reason
         if value not in self.drawn_back:
@@ -396,15 +396,17 @@ class Engine:
                         ct = ct.map(lambda f: f.replace(joint=None))
                     self.cotangents.setdefault(v, []).append(ct)
 
-    def _measure_back(self, top: int, label: str, reason: str) -> None:
-        """Measures the cotangents of a value and of every wanted one before it.
+    def _measure_back(
+        self, values: Sequence[int], label: str, reason: str, before: int
+    ) -> None:
+        """Measures the cotangents of some values and of every wanted one `before`.
 
-        They depend on it, or are not reached yet: one run of the model gives them all,
-        and what is given up is the grade of parallel branches alone.
+        They depend on them, or are not reached yet: one run of the model gives them
+        all, and what is given up is the grade of parallel branches alone.
         """
         self.reasons.setdefault(label, reason)
-        below = [v for v in self.cuts if v < top and v not in self.total]
-        wanted = [v for v in (*below, top) if self._is_float(v)]
+        below = [v for v in self.cuts if v < before and v not in self.total]
+        wanted = [v for v in {*below, *values} if self._is_float(v)]
         try:
             self.total.update(self.sampler.moments_back(wanted, label))
         except Exception as error:  # whatever a derivative rule raises, or its lack
@@ -424,7 +426,7 @@ class Engine:
         if self.on_cotangent is None:
             below = [v for v in node.inputs if v not in self.ctx.data]
             if below:
-                self._measure_back(max(below), self._label(node), reason)
+                self._measure_back(below, self._label(node), reason, node.output)
             return
         self.reasons[node.label] = reason
         wanted = {v: node.label for v in node.inputs if v not in self.ctx.data}
