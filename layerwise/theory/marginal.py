@@ -363,8 +363,8 @@ class Pointwise:
             table[at] = 0.5 * (slopes[0] ** 2 + slopes[1] ** 2)
             if joint:
                 sd = np.sqrt(self.var)
-                together = sd * lagging.shifted(sd, f.lags)
-                together *= dual.two_slope_dual(*slopes, 1.0, 1.0, self.rho)
+                pair = sd * lagging.shifted(sd, f.lags)
+                together = pair * dual.two_slope_dual(*slopes, 1.0, 1.0, self.rho)
                 together *= np.exp(np.clip(f.log_scale, -700, 700))
         else:
             root = np.sqrt(1.0 if given is None else given)
