@@ -16,13 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from rich.console import Console
 
+from experiments.launch import check_counts, check_positive, launch
 from experiments.resnet110 import loss_of, resnet110_blocks
-from experiments.workdir import open_workdir
-from layerwise.errors import LayerwiseError
 from layerwise.expressivity import (
     Decomposition,
     Net,
@@ -43,12 +41,6 @@ from layerwise.expressivity import (
 from layerwise.expressivity.cells import Polygons
 from layerwise.expressivity.paths import path_length_law, run_blocks
 from layerwise.report import regions_plot
-
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", "experiments/configs/expressivity.py:quick"
-)
-_WORKDIR = flags.DEFINE_string("workdir", "runs/expressivity", "Where results go.")
 
 
 def normal(key: jax.Array, *shape: int) -> np.ndarray:
@@ -344,9 +336,15 @@ def draw_paths(table: pd.DataFrame, path: Path) -> None:
     regions_plot.save(axes[0], path)
 
 
-def run(config: ConfigDict, workdir: str) -> pd.DataFrame:
+def check(config: ConfigDict) -> None:
+    """Raises what is wrong with the configuration, before any work is done."""
+    check_counts(config, "networks", "plane_networks")
+    check_positive(config, "depths", "widths")
+
+
+def run(config: ConfigDict, folder: Path) -> pd.DataFrame:
     """Runs everything; returns the table of region counts, and writes all of them."""
-    folder, console = open_workdir(workdir, config), Console(width=140)
+    console = Console(width=140)
     tables = {
         "theorems": theorem_table(config),
         "counts": count_table(config),
@@ -362,17 +360,8 @@ def run(config: ConfigDict, workdir: str) -> pd.DataFrame:
     draw_paths(tables["paths"], folder / "expressivity_paths.png")
     few, most = share_of_paths(54, 5, 17), share_of_paths(54, 19, 35)
     console.print(f"\nOf 2^54 paths {few:.4%} have length 5-17, {most:.1%} 19-35.")
-    console.print(f"Wrote {', '.join(sorted(p.name for p in folder.iterdir()))}")
     return tables["counts"]
 
 
-def main(_: list[str]) -> None:
-    """Parses flags, runs, and turns errors made for people into one screen."""
-    try:
-        run(_CONFIG.value, _WORKDIR.value)
-    except LayerwiseError as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
-
-
 if __name__ == "__main__":
-    app.run(main)
+    launch("expressivity", check, run)

@@ -10,10 +10,7 @@ a finished one is skipped. Writes ``runs.csv`` (a row per run and epoch), ``tabl
 """
 
 import dataclasses
-import functools
 import json
-import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,18 +19,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pandas as pd
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
-from rich.console import Console
+from ml_collections import ConfigDict
 from scipy import stats
 from tqdm import tqdm
 
 import layerwise as lw
-from experiments.training import Data, digits, train_mode
-from experiments.workdir import open_workdir
-from layerwise.errors import InvalidArgumentError, LayerwiseError, message
+from experiments import data
+from experiments.launch import (
+    check_choices,
+    check_counts,
+    check_positive,
+    check_schemes,
+    launch,
+)
+from experiments.training import Data, Sgd, accuracy, digits
+from experiments.workdir import append_line, replace_file, whole_lines
+from layerwise.errors import InvalidArgumentError, message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,19 +73,32 @@ def load(config: ConfigDict) -> Data:
 
     Raises:
         InvalidArgumentError: If the data set is unknown.
+        InputError: If its data is not there; the message says what to download.
     """
+    size, given = build(config).input_shape[0], config.tfds
     if config.data == "digits":
-        data = digits(build(config).input_shape[0])
-        return data._replace(
-            x=np.repeat(data.x, 3, axis=-1), x_test=np.repeat(data.x_test, 3, axis=-1)
+        return digits(size, channels=3)
+    if config.data != "fungi10" and not str(config.data).startswith("tfds:"):
+        raise InvalidArgumentError(
+            message(
+                f"data={config.data!r}.",
+                "The data sets are: digits (scikit-learn's, no download), fungi10, and "
+                "tfds:NAME for what lies prepared in tfds.data_dir.",
+                "Pass --config.data=digits.",
+            )
         )
-    raise InvalidArgumentError(
-        message(
-            f"data={config.data!r}.",
-            "The data sets are: digits (scikit-learn's, no download).",
-            "Pass --config.data=digits.",
-        )
-    )
+    name = config.data.removeprefix("tfds:")
+    check_choices("tfds.fit", [given.fit], data.FITS)
+    fields = {}
+    if name == "fungi10":
+        from experiments.datasets import fungi10
+
+        check_choices("tfds.order", [given.order], fungi10.ORDERS)
+        check_choices("tfds.split", [given.split], fungi10.SPLITS)
+        check_choices("tfds.corrupt", [given.corrupt], ("fatal", "skip"))
+        fields = {k: given[k] for k in ("order", "split", "corrupt")}
+    builder = data.prepare(name, given.data_dir, given.manual_dir, **fields)
+    return data.load(builder, size, fit=given.fit)
 
 
 def build(config: ConfigDict) -> nn.Module:
@@ -93,74 +108,41 @@ def build(config: ConfigDict) -> nn.Module:
 
 def check(config: ConfigDict) -> None:
     """Raises what is wrong with the configuration, before any work is done."""
-    for name in ("epochs", "batch", "seeds"):
-        value = config[name]
-        if not isinstance(value, int) or value < 1:
-            raise InvalidArgumentError(
-                message(
-                    f"{name}={value!r}.",
-                    "It is a count: a whole number, at least 1.",
-                    f"Pass --config.{name}=10.",
-                )
-            )
-    data, model = load(config), build(config)
-    for scheme in config.schemes:
-        lw.scheme_law(model, data.x[:2], scheme)
+    check_counts(config, "epochs", "batch", "seeds")
+    check_positive(config, "learning_rates")
+    images, model = load(config), build(config)
+    check_schemes(model, images.x[:2], config.schemes)
 
 
 class Epoch:
-    """One pass over the training data as one compiled program, and the test error.
+    """One pass over the training data, and the test error after it.
 
     Args:
         model: The classifier.
-        data: The images.
+        images: The data.
         config: Of the optimizer.
     """
 
-    def __init__(self, model: nn.Module, data: Data, config: ConfigDict) -> None:
-        self.model, self.batch = model, config.batch
-        self.data = tuple(jnp.asarray(a) for a in data)
-        self.rule = optax.chain(
-            optax.add_decayed_weights(config.weight_decay),
-            optax.sgd(1.0, config.momentum),
-        )
-        self.mode = train_mode(model)
+    def __init__(self, model: nn.Module, images: Data, config: ConfigDict) -> None:
+        self.sgd = Sgd(model, config.momentum, config.weight_decay)
+        self.batch = config.batch
+        self.images = (jnp.asarray(images.x), jnp.asarray(images.y))
+        self.test = (jnp.asarray(images.x_test), jnp.asarray(images.y_test))
 
-    def start(self, variables: Any) -> dict[str, Any]:
-        """Returns the state before the first epoch."""
-        return {"variables": variables, "moments": self.rule.init(variables["params"])}
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def __call__(self, state: Any, key: jax.Array, rate: jax.Array) -> Any:
+    def __call__(
+        self, state: dict[str, Any], key: jax.Array, rate: float
+    ) -> tuple[dict[str, Any], dict[str, float]]:
         """Returns the state after an epoch, and its metrics."""
-        x, y, x_test, y_test = self.data
-        steps = len(x) // self.batch
-        order = jax.random.permutation(key, len(x))[: steps * self.batch]
-
-        def step(state: Any, chosen: jax.Array) -> Any:
-            params = state["variables"]["params"]
-            rest = {k: v for k, v in state["variables"].items() if k != "params"}
-
-            def loss_of(params: Any) -> Any:
-                out, new = self.model.apply(
-                    {"params": params, **rest},
-                    x[chosen],
-                    mutable=list(rest),
-                    **self.mode,
-                )
-                losses = optax.softmax_cross_entropy_with_integer_labels(out, y[chosen])
-                return losses.mean(), new
-
-            (loss, new), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
-            updates, moments = self.rule.update(grads, state["moments"], params)
-            updates = jax.tree.map(lambda u: rate * u, updates)
-            variables = {"params": optax.apply_updates(params, updates), **new}
-            return {"variables": variables, "moments": moments}, loss
-
-        state, losses = jax.lax.scan(step, state, order.reshape(steps, self.batch))
-        out = jnp.asarray(self.model.apply(state["variables"], x_test))
-        accuracy = (out.argmax(-1) == y_test).mean()
-        return state, {"loss": losses.mean(), "accuracy": accuracy}
+        n = len(self.images[0])
+        steps = n // self.batch
+        order = jax.random.permutation(key, n)[: steps * self.batch]
+        losses = []
+        for chosen in order.reshape(steps, self.batch):
+            state, loss = self.sgd.step(state, self.images, chosen, jnp.float32(rate))
+            losses.append(loss)
+        good = accuracy(self.sgd.model, state["variables"], *self.test)
+        loss = np.mean(np.asarray(losses, np.float64))
+        return state, {"loss": float(loss), "accuracy": float(good)}
 
 
 def train_one(
@@ -182,42 +164,25 @@ def train_one(
 
     folder.mkdir(parents=True, exist_ok=True)
     key = jax.random.key(run.seed)
-    example = epoch.data[0][:2]
-    start = epoch.start(lw.initialize(epoch.model, example, key, run.scheme))
+    drawn = lw.initialize(epoch.sgd.model, epoch.images[0][:2], key, run.scheme)
+    start = epoch.sgd.start(drawn)
     options = ocp.CheckpointManagerOptions(max_to_keep=1)
     with ocp.CheckpointManager(folder.resolve() / "state", options=options) as manager:
         done = manager.latest_step() or 0
         state = start
         if done:
             state = manager.restore(done, args=ocp.args.StandardRestore(start))
-        lines = _lines(folder / "metrics.jsonl")[:done]
-        _replace(folder / "metrics.jsonl", "".join(lines))
+        lines = whole_lines(folder / "metrics.jsonl")[:done]
+        replace_file(folder / "metrics.jsonl", "".join(lines))
         for number in range(done, config.epochs):
             batches = jax.random.fold_in(key, number + 1)
-            state, metrics = epoch(state, batches, jnp.float32(run.rate))
-            row = {"epoch": number + 1, **{k: float(v) for k, v in metrics.items()}}
-            with (folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            state, metrics = epoch(state, batches, run.rate)
+            row = {"epoch": number + 1, **metrics}
+            append_line(folder / "metrics.jsonl", row)
             manager.save(number + 1, args=ocp.args.StandardSave(state))
             manager.wait_until_finished()
             tick()
-    _replace(folder / "done", "")
-
-
-def _lines(path: Path) -> list[str]:
-    """Returns the whole lines of a file; a last one without its end is left out."""
-    if not path.exists():
-        return []
-    return [y for y in path.read_text().splitlines(keepends=True) if y.endswith("\n")]
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file so that it is there as a whole, or as it was before."""
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    new.replace(path)
+    replace_file(folder / "done", "")
 
 
 def collect(config: ConfigDict, folder: Path) -> pd.DataFrame:
@@ -225,7 +190,7 @@ def collect(config: ConfigDict, folder: Path) -> pd.DataFrame:
 
     def rows() -> Iterator[dict[str, Any]]:
         for run in runs_of(config):
-            for line in _lines(folder / "runs" / run.name / "metrics.jsonl"):
+            for line in whole_lines(folder / "runs" / run.name / "metrics.jsonl"):
                 yield {**dataclasses.asdict(run), **json.loads(line)}
 
     return pd.DataFrame(list(rows()))
@@ -281,29 +246,10 @@ def run(config: ConfigDict, folder: Path) -> pd.DataFrame:
     table = table_of(frame)
     frame.to_csv(folder / "runs.csv", index=False)
     table.to_csv(folder / "table.csv", index=False)
+    print(table.to_string(index=False))
     draw(frame, table, folder / "accuracy.png")
     return table
 
 
-def main(argv: list[str]) -> None:
-    """Runs the configuration and prints the table."""
-    del argv
-    logging.set_verbosity(logging.WARNING)  # orbax tells of every step of a save
-    console = Console()
-    try:
-        config = flags.FLAGS.config
-        check(config)
-        folder = open_workdir(flags.FLAGS.workdir, config)
-    except LayerwiseError as error:
-        console.print(str(error), style="red", highlight=False)
-        sys.exit(2)
-    console.print(run(config, folder).to_string(index=False))
-    console.print(f"Wrote {folder}.")
-
-
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file(
-        "config", "experiments/configs/train_classifier.py:quick", "The configuration."
-    )
-    flags.DEFINE_string("workdir", "runs/train_classifier", "Where to write.")
-    app.run(main)
+    launch("train_classifier", check, run)

@@ -1,7 +1,7 @@
-"""Training in one compiled loop: what every experiment that trains shares."""
+"""Training a classifier: what every experiment that trains shares."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+import layerwise as lw
 
 
 class Data(NamedTuple):
@@ -28,12 +30,15 @@ class Data(NamedTuple):
     y_test: np.ndarray
 
 
-def digits(size: int = 8, *, flat: bool = False, seed: int = 0) -> Data:
+def digits(
+    size: int = 8, *, flat: bool = False, channels: int = 1, seed: int = 0
+) -> Data:
     """Returns scikit-learn's 1,797 digits, 1,437 of them for training.
 
     Args:
         size: Height and width; the 8x8 images are enlarged bilinearly.
         flat: Whether an image is one vector.
+        channels: Equal channels of an image.
         seed: Of the split.
     """
     from sklearn.datasets import load_digits
@@ -43,11 +48,21 @@ def digits(size: int = 8, *, flat: bool = False, seed: int = 0) -> Data:
     if size != 8:
         x = jax.image.resize(x, (len(x), size, size, 1), "bilinear")
     x = np.asarray(x / jnp.sqrt(jnp.square(x).mean()))
+    x = np.repeat(x, channels, axis=-1)
     if flat:
         x = x.reshape(len(x), -1)
     order = np.asarray(jax.random.permutation(jax.random.key(seed), len(x)))
     x, y = x[order], np.asarray(classes, np.int32)[order]
     return Data(x[:1437], y[:1437], x[1437:], y[1437:])
+
+
+def draw_parameters(model: nn.Module, x: Any, key: jax.Array, scheme: str) -> Any:
+    """Returns ``lw.initialize(model, x, key, scheme)``, drawn without compiling it.
+
+    A hundred draws in one program take seconds to compile, and one by one no time.
+    """
+    law = lw.scheme_law(model, jnp.asarray(x), scheme)
+    return law.place(law(key))
 
 
 class Trained(NamedTuple):
@@ -62,6 +77,71 @@ class Trained(NamedTuple):
     losses: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class Sgd:
+    """SGD with momentum on cross-entropy, one compiled program for each step.
+
+    Steps follow each other in Python: on CPUs XLA runs convolutions inside a loop of
+    its own up to ten times slower than alone, and elsewhere a step is called before the
+    last one has ended.
+
+    Attributes:
+        model: A Linen classifier; called with ``train=True`` where it takes that.
+        momentum: Of SGD.
+        weight_decay: Added to the gradient, times the parameters.
+    """
+
+    model: nn.Module
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+
+    @property
+    def _rule(self) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.add_decayed_weights(self.weight_decay), optax.sgd(1.0, self.momentum)
+        )
+
+    def start(self, variables: Any) -> dict[str, Any]:
+        """Returns the state before the first step."""
+        return {"variables": variables, "moments": self._rule.init(variables["params"])}
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def step(
+        self,
+        state: dict[str, Any],
+        images: tuple[jax.Array, jax.Array],
+        chosen: jax.Array,
+        rate: jax.Array,
+    ) -> tuple[dict[str, Any], jax.Array]:
+        """Returns the state after one update, and the loss before it.
+
+        Args:
+            state: From `start` or the last step.
+            images: All training images and their classes.
+            chosen: The indices of the batch.
+            rate: Learning rate.
+        """
+        params = state["variables"]["params"]
+        rest = {k: v for k, v in state["variables"].items() if k != "params"}
+        x, y = images[0][chosen], images[1][chosen]
+
+        def loss_of(params: Any) -> Any:
+            out, new = self.model.apply(
+                {"params": params, **rest},
+                x,
+                mutable=list(rest),
+                **train_mode(self.model),
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(out, y)
+            return losses.mean(), new
+
+        (loss, new), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+        updates, moments = self._rule.update(grads, state["moments"], params)
+        updates = jax.tree.map(lambda u: rate * u, updates)
+        variables = {"params": optax.apply_updates(params, updates), **new}
+        return {"variables": variables, "moments": moments}, loss
+
+
 def train(
     model: nn.Module,
     variables: Any,
@@ -74,25 +154,56 @@ def train(
     weight_decay: float = 1e-4,
     key: jax.Array,
 ) -> Trained:
-    """Trains by SGD with momentum on cross-entropy; the whole run is one program.
+    """Trains with batches drawn with replacement, at a constant learning rate.
+
+    Once a loss is not finite nothing more is computed: the losses after it are NaN. The
+    running averages of batch normalization lag behind where steps are few, so at the
+    end they are replaced by the moments over the training images.
 
     Args:
-        model: A Linen classifier; called with ``train=True`` where it takes that.
+        model: A Linen classifier.
         variables: What ``model.init`` returned.
         data: The images.
         steps: Updates.
         learning_rate: Constant.
-        batch: Examples a step, drawn with replacement.
+        batch: Examples a step.
         momentum: Of SGD.
         weight_decay: Added to the gradient, times the parameters.
         key: Of the batches.
     """
-    run = _program(model, steps, batch, momentum, weight_decay)
-    params = variables["params"]
-    state = {k: v for k, v in variables.items() if k != "params"}
-    x, y = jnp.asarray(data.x), jnp.asarray(data.y)
-    params, state, losses = run(params, state, x, y, key, jnp.float32(learning_rate))
-    return Trained({"params": params, **state}, np.asarray(losses))
+    sgd = Sgd(model, momentum, weight_decay)
+    state, losses = sgd.start(variables), np.full(steps, np.nan, np.float32)
+    images = (jnp.asarray(data.x), jnp.asarray(data.y))
+    chosen = _with_replacement(key, steps, batch, len(data.x))
+    for step, rows in enumerate(chosen):
+        state, loss = sgd.step(state, images, rows, jnp.float32(learning_rate))
+        losses[step] = loss
+        if not np.isfinite(losses[step]):
+            break
+    return Trained(_settled(model, state["variables"], images[0]), losses)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _settled(model: nn.Module, variables: Any, x: jax.Array) -> Any:
+    """Returns the variables with the moments over `x` in place of running averages."""
+    if "batch_stats" not in variables:
+        return variables
+    new = 1.0 - nn.BatchNorm.momentum  # the weight of the newest batch
+    nothing = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+    _, changed = model.apply(
+        {**variables, "batch_stats": nothing},
+        x,
+        mutable=["batch_stats"],
+        **train_mode(model),
+    )
+    stats = jax.tree.map(lambda share: share / new, changed["batch_stats"])
+    return {**variables, "batch_stats": stats}
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _with_replacement(key: jax.Array, steps: int, batch: int, n: int) -> jax.Array:
+    draw = lambda key: jax.random.randint(key, (batch,), 0, n)
+    return jax.vmap(draw)(jax.random.split(key, steps))
 
 
 def train_mode(model: nn.Module) -> dict[str, Any]:
@@ -100,46 +211,13 @@ def train_mode(model: nn.Module) -> dict[str, Any]:
     return {"train": True} if "train" in signature(model.__call__).parameters else {}
 
 
-@functools.lru_cache(maxsize=16)
-def _program(
-    model: nn.Module, steps: int, batch: int, momentum: float, weight_decay: float
-) -> Callable[..., Any]:
-    """Returns the compiled loop, for any parameters, data and learning rate."""
-    mode = train_mode(model)
-    rule = optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.sgd(1.0, momentum)
-    )
-
-    def loss_of(params: Any, state: Any, x: jax.Array, y: jax.Array) -> Any:
-        out, new = model.apply(
-            {"params": params, **state}, x, mutable=list(state), **mode
-        )
-        loss = optax.softmax_cross_entropy_with_integer_labels(out, y).mean()
-        return loss, new
-
-    def run(
-        params: Any, state: Any, x: jax.Array, y: jax.Array, key: Any, rate: jax.Array
-    ) -> Any:
-        def step(carry: Any, key: jax.Array) -> Any:
-            params, state, moments = carry
-            chosen = jax.random.randint(key, (batch,), 0, len(x))
-            (loss, state), grads = jax.value_and_grad(loss_of, has_aux=True)(
-                params, state, x[chosen], y[chosen]
-            )
-            updates, moments = rule.update(grads, moments, params)
-            scaled = jax.tree.map(lambda u: rate * u, updates)
-            return (optax.apply_updates(params, scaled), state, moments), loss
-
-        carry = (params, state, rule.init(params))
-        (params, state, _), losses = jax.lax.scan(
-            step, carry, jax.random.split(key, steps)
-        )
-        return params, state, losses
-
-    return jax.jit(run)
+@functools.partial(jax.jit, static_argnums=0)
+def accuracy(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns the share of images whose largest output is that of their class."""
+    return (jnp.asarray(model.apply(variables, x)).argmax(-1) == y).mean()
 
 
-def error_rate(apply: Callable[[jax.Array], jax.Array], data: Data) -> float:
+def error_rate(model: nn.Module, variables: Any, data: Data) -> float:
     """Returns the share of test images whose largest output is of another class."""
-    out = jax.jit(apply)(jnp.asarray(data.x_test))
-    return float((np.asarray(out).argmax(-1) != data.y_test).mean())
+    x, y = jnp.asarray(data.x_test), jnp.asarray(data.y_test)
+    return 1.0 - float(accuracy(model, variables, x, y))

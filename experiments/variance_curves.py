@@ -10,28 +10,19 @@ paper's eq. (4) and (5) beside the measurement. Writes ``variance_curves.png`` a
 
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import numpy as np
 import pandas as pd
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from rich.console import Console
 from tqdm import tqdm
 
 import layerwise as lw
+from experiments.launch import check_counts, launch
 from experiments.photos import photo_crops
-from experiments.workdir import open_workdir
-from layerwise.errors import InvalidArgumentError, LayerwiseError, message
-
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", "experiments/configs/variance_curves.py:quick", "The configuration."
-)
-_WORKDIR = flags.DEFINE_string("workdir", "runs/variance_curves", "Where to write.")
-_INPUTS = flags.DEFINE_enum(
-    "inputs", None, ["photos", "gaussian"], "What to propagate, in place of config's."
-)
+from layerwise.errors import InvalidArgumentError, message
 
 
 def make_inputs(config: ConfigDict, shape: tuple[int, ...]) -> np.ndarray:
@@ -52,7 +43,7 @@ def make_inputs(config: ConfigDict, shape: tuple[int, ...]) -> np.ndarray:
 
 def parse_scheme(text: str) -> tuple[str, float | None]:
     """Returns scheme and cap of ``asv_backward:3``; the cap is None without a colon."""
-    name, colon, cap = text.partition(":")
+    name, colon, cap = str(text).partition(":")
     try:
         return name, float(cap) if colon else None
     except ValueError:
@@ -67,6 +58,7 @@ def parse_scheme(text: str) -> tuple[str, float | None]:
 
 def check(config: ConfigDict) -> None:
     """Raises what is wrong with the configuration, before any work is done."""
+    check_counts(config, "batch", "draws")
     model = lw.zoo.create(config.model, **config.model_args.to_dict())
     inputs = make_inputs(config, model.input_shape)
     for text in config.schemes:
@@ -103,6 +95,7 @@ def measure_all(config: ConfigDict) -> dict[str, lw.VarianceReport]:
                 cap=cap,
                 chunk=4,
                 progress=advance,
+                method="recursion",
                 title=f"{config.model}, {label}, {config.inputs}",
             )
     return reports
@@ -167,10 +160,13 @@ def _factor(
     return mean / predicted, abs(mean - predicted) / float(s.sem[point])
 
 
-def run(config: ConfigDict, workdir: str) -> pd.DataFrame:
-    """Runs the experiment and returns the tidy table that it also writes."""
-    check(config)
-    folder = open_workdir(workdir, config)
+def run(config: ConfigDict, folder: Path) -> pd.DataFrame:
+    """Runs the experiment and returns the tidy table that it also writes.
+
+    Args:
+        config: The configuration.
+        folder: The work directory.
+    """
     reports = measure_all(config)
     console = Console(width=150)
     for report in reports.values():
@@ -183,22 +179,8 @@ def run(config: ConfigDict, workdir: str) -> pd.DataFrame:
     for name in ("variance_curves.png", "variance_curves.svg"):
         figure.savefig(folder / name, dpi=160)
     console.print(textwrap.fill(conclusion(reports), 100))
-    console.print(
-        f"\nWrote {', '.join(sorted(p.name for p in folder.iterdir()))} into {folder}"
-    )
     return table
 
 
-def main(_: list[str]) -> None:
-    """Parses flags, runs, and turns errors made for people into one screen."""
-    config = _CONFIG.value
-    if _INPUTS.value:
-        config.inputs = _INPUTS.value
-    try:
-        run(config, _WORKDIR.value)
-    except LayerwiseError as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
-
-
 if __name__ == "__main__":
-    app.run(main)
+    launch("variance_curves", check, run)

@@ -1,14 +1,19 @@
-"""The folder that one run of an experiment owns."""
+"""The folder that one run of an experiment owns, and files that survive a kill."""
 
 import json
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from layerwise.errors import InvalidArgumentError, message
 
 
-def open_workdir(path: str, config: ConfigDict) -> Path:
+def open_workdir(path: str | Path, config: ConfigDict) -> Path:
     """Makes the folder, or opens it if it holds a run of the same configuration.
 
     Writes ``config.json``.
@@ -30,7 +35,7 @@ def open_workdir(path: str, config: ConfigDict) -> Path:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        record.write_text(text + "\n")
+        replace_file(record, text + "\n")
     except OSError as error:
         raise InvalidArgumentError(
             message(
@@ -40,3 +45,59 @@ def open_workdir(path: str, config: ConfigDict) -> Path:
             )
         ) from error
     return folder
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Writes a file so that it is there as a whole, or as it was before."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Returns the whole lines of a file; a last one without its end is left out."""
+    if not path.exists():
+        return []
+    return [y for y in path.read_text().splitlines(keepends=True) if y.endswith("\n")]
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Adds one line of JSON, which is on the disk when this returns."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def recorded(
+    path: Path,
+    cases: Iterable[dict[str, Any]],
+    compute: Callable[..., dict[str, Any]],
+    title: str,
+) -> pd.DataFrame:
+    """Returns a row for every case, computing those that the file does not hold yet.
+
+    Every row is in the file as soon as it is computed. A run that was killed loses the
+    case it was at; a finished one computes nothing.
+
+    Args:
+        path: The file, one line of JSON a row.
+        cases: What tells the rows apart, as fields.
+        compute: The fields of a case, by keyword, to the other fields of its row.
+        title: Of the progress bar.
+    """
+    lines = whole_lines(path)
+    replace_file(path, "".join(lines))
+    cases, rows = list(cases), [json.loads(y) for y in lines]
+    done = {_identity(row, cases[0]) for row in rows}
+    todo = [c for c in cases if _identity(c, c) not in done]
+    for case in tqdm(todo, desc=title, disable=not todo):
+        rows.append({**case, **compute(**case)})
+        append_line(path, rows[-1])
+    order = {_identity(c, c): i for i, c in enumerate(cases)}
+    rows.sort(key=lambda row: order[_identity(row, cases[0])])
+    return pd.DataFrame(rows)
+
+
+def _identity(row: dict[str, Any], fields: Iterable[str]) -> str:
+    return json.dumps([row[f] for f in fields])

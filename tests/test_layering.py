@@ -63,7 +63,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": LIBRARY,
     "cli": {PUBLIC, "command_line"},
     "command_line": BASE,
-    "experiments": {PUBLIC, "errors", "zoo", "expressivity", "report"},
+    "experiments": {
+        PUBLIC,
+        "errors",
+        "nn",
+        "zoo",
+        "expressivity",
+        "report",
+        "theory",
+    },
     "experiments.claims": {PUBLIC, "experiments"} | LIBRARY,
     "benchmarks": {PUBLIC, "experiments"} | LIBRARY,
 }

@@ -10,6 +10,7 @@ import numpy as np
 import layerwise as lw
 from experiments.claims import trained
 from experiments.claims.ledger import Outcome, claim, judge, mean_sem, pm, within, worst
+from experiments.streams import normal_weight, normalize_batch, streams
 from layerwise.expressivity import decompose_line, decompose_plane, folding, memorize
 from layerwise.expressivity.memorization import memorize_deep
 from layerwise.theory import residual as laws
@@ -23,37 +24,13 @@ def _identity(x):
 
 
 def _streams(block, depth, draws, *, width=WIDTH, batch=4, seed=0):
-    """Returns E[z_L^2] and E[(dE/dz_0)^2] per network, for unit inputs and cotangents.
-
-    Args:
-        block: `(key, z) -> z`, one random block.
-        depth: Blocks.
-        draws: Networks.
-        width: Features.
-        batch: Examples.
-        seed: Of the keys.
-    """
-
-    def one(key):
-        start, end, keys = jax.random.split(key, 3)
-        z = jax.random.normal(start, (batch, width))
-
-        def run(z):
-            return jax.lax.scan(
-                lambda z, k: (block(k, z), None), z, jax.random.split(keys, depth)
-            )[0]
-
-        out, pull = jax.vjp(run, z)
-        g = jax.random.rademacher(end, out.shape, out.dtype)
-        return jnp.square(out).mean(), jnp.square(pull(g)[0]).mean()
-
-    keys = jax.random.split(jax.random.key(seed), draws)
-    q, r = jax.jit(lambda keys: jax.lax.map(one, keys))(keys)
-    return np.asarray(q, np.float64), np.asarray(r, np.float64)
+    """Returns E[z_L^2] and E[(dE/dz_0)^2] per network."""
+    q, r = streams(block, depth, draws, width=width, batch=batch, seed=seed)
+    return q[:, -1], r[:, 0]
 
 
 def _weight(key, s, width=WIDTH):
-    return jax.random.normal(key, (width, width)) * np.sqrt(s / width)
+    return normal_weight(key, s, width)
 
 
 @claim("T1", "A folding net has as many linear regions as the bound counts.")
@@ -189,15 +166,11 @@ def depth_free() -> Outcome:
 def batch_norm_law() -> Outcome:
     depth, layer, batch, width = 100, 1, 512, 64
 
-    def normalized(z):
-        z = z - z.mean(0)
-        return z * jax.lax.rsqrt(jnp.square(z).mean(0) + 1e-12)
-
     ratios = {}
     for name, phi in (("identity", _identity), ("ReLU", jax.nn.relu)):
         law = laws.batch_norm(depth, phi, s=2.0, q_0=1.0).ratio[0]
         _, r = _streams(
-            lambda k, z, phi=phi: z + phi(normalized(z)) @ _weight(k, 2.0, width),
+            lambda k, z, phi=phi: z + phi(normalize_batch(z)) @ _weight(k, 2.0, width),
             depth,
             24,
             width=width,

@@ -15,7 +15,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from layerwise import _jax
 from layerwise.moments.activations import cached_float64
 from layerwise.theory import data, lags as lagging, marginal, profile, registry, rules
 from layerwise.theory.context import Node, RuleContext
@@ -50,6 +49,10 @@ PAIRS_BACK_BUDGET = 1e7
 """The same, above which cotangents hold pairs only where a sum or a maximum reads."""
 
 
+class _Unsampled(Exception):
+    """A node has no sound rule, and nothing is to be sampled."""
+
+
 class Engine:
     """Predicts one model.
 
@@ -59,13 +62,15 @@ class Engine:
         inputs: The data inputs.
         cuts: Values whose moments are wanted.
         independent: Take inputs for independent zero-mean entries (`sitewise`).
-        draws: Networks to run where something has to be sampled.
+        draws: Networks to run where something has to be sampled; with 0, what would
+            depend on it stays unknown.
         on_weights: Called with each weight operation and the moments of its result;
             what it returns takes their place.
         on_cotangent: The same backward: called with each weight operation and the
             moments of the cotangent that it hands to its operand.
         log_scale: Leaf name -> logarithm of a factor that sampled networks have it
             multiplied by; may grow during the sweep.
+        progress: Called with (nodes done, nodes in all) over both sweeps.
     """
 
     def __init__(
@@ -80,9 +85,11 @@ class Engine:
         on_weights: Callable[[Node, State], State] | None = None,
         on_cotangent: Callable[[Node, State], State] | None = None,
         log_scale: Mapping[str, float] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ):
         self.traced, self.inputs = traced, tuple(inputs)
         self.on_weights, self.on_cotangent = on_weights, on_cotangent
+        self.progress = progress or (lambda *_: None)
         self.known: dict[int, State] = {}
         self.cotangents: dict[int, list[State]] = {}
         self.total: dict[int, State] = {}
@@ -93,9 +100,9 @@ class Engine:
         self.drawn_back: dict[int, State] = {}
         self.fixed: frozenset[int] = frozenset()
         self.cuts = cuts
-        self.measured_below = False
+        self.measured_below = 0
         self.entries = 0.0
-        arrays = deterministic(traced, self.inputs)
+        arrays = data.deterministic(traced, self.inputs)
         first = next((x for x in self.inputs if np.ndim(x)), None)
         base = RuleContext(
             traced=traced,
@@ -119,6 +126,7 @@ class Engine:
 
         self.nodes = Planner(traced, cuts, frozenset(arrays), constant).plan()
         self.makers.update((n.output, n) for n in self.nodes)
+        self.first_use = {v: n.output for n in self.nodes[::-1] for v in n.inputs}
         self.ctx = dataclasses.replace(
             base,
             classes=self._classes(),
@@ -175,19 +183,25 @@ class Engine:
         return self.known[value]
 
     def run(self) -> None:
-        """Runs both sweeps."""
-        self.forward()
+        """Runs both sweeps, as far as they go."""
+        try:
+            self.forward()
+        except _Unsampled:
+            return
         self._seed()
-        for node in reversed(self.nodes):
+        count = len(self.nodes)
+        for i, node in enumerate(reversed(self.nodes)):
             if self.measured_below:  # everything before depends on what was measured
                 break
+            self.progress(count + i, 2 * count)
             self._backward(node)
 
     def forward(self) -> None:
         """Runs the forward sweep."""
         last = {v: n.output for n in self.nodes for v in n.inputs}
         sums = any(n.name in ("add", "sub") and len(n.inputs) > 1 for n in self.nodes)
-        for node in self.nodes:
+        for i, node in enumerate(self.nodes):
+            self.progress(i, 2 * len(self.nodes))
             self._forward(node)
             if node.output >= self.first_reader or sums:
                 continue
@@ -221,6 +235,8 @@ class Engine:
     def _sample(self, node: Node, reason: str) -> None:
         label = self._label(node)
         self.reasons[label] = reason
+        if not self.sampler.draws:
+            raise _Unsampled
         self.sampled[node.output] = label
         if node.output not in self.measured:
             wanted = {node.output: label}
@@ -274,7 +290,7 @@ class Engine:
         """Returns the cotangent of a value, all of its readers' contributions added."""
         if value not in self.total:
             parts = self.cotangents.get(value)
-            if not parts:
+            if not parts or not self._reached(value):
                 return None
             if value < self.first_reader:
                 parts = [p.map(Field.single) for p in parts]
@@ -288,13 +304,13 @@ class Engine:
             self.total[value] = total
         return self.total[value]
 
-    def _drawn(self, value: int, reason: str) -> State:
+    def _drawn(self, value: int, reason: str) -> State | None:
         """Samples the cotangent of a value, for all of its readers together."""
         node = self.makers.get(value)
         label = node.label if node is not None else f"value {value}"
         if self.on_cotangent is None:
-            self._measure_back([value], label, reason, value)
-            return self.total[value]
+            self._measure_back(value, label, reason, value)
+            return self.total.get(value)
         self.reasons[label] = reason
         if value not in self.drawn_back:
             self.drawn_back.update(self.sampler.backward([value], {value: label}))
@@ -396,23 +412,27 @@ class Engine:
                         ct = ct.map(lambda f: f.replace(joint=None))
                     self.cotangents.setdefault(v, []).append(ct)
 
-    def _measure_back(
-        self, values: Sequence[int], label: str, reason: str, before: int
-    ) -> None:
-        """Measures the cotangents of some values and of every wanted one `before`.
+    def _reached(self, value: int) -> bool:
+        """Whether the sweep has come to all that reads a value."""
+        return self.first_use.get(value, 10**12) > self.measured_below
 
-        They depend on them, or are not reached yet: one run of the model gives them
-        all, and what is given up is the grade of parallel branches alone.
+    def _measure_back(self, node: int, label: str, reason: str, *also: int) -> None:
+        """Measures the cotangents of every wanted value that is not reached, and more.
+
+        They depend on the node's, or on others that were not reached: one run of the
+        model gives them all, and what is given up is the grade of parallel branches.
         """
         self.reasons.setdefault(label, reason)
-        below = [v for v in self.cuts if v < before and v not in self.total]
-        wanted = [v for v in {*below, *values} if self._is_float(v)]
+        self.measured_below = max(node, self.measured_below)
+        if not self.sampler.draws:
+            return
+        below = {v for v in self.cuts if not self._reached(v) and v not in self.total}
+        wanted = [v for v in sorted(below.union(also)) if self._is_float(v)]
         try:
             self.total.update(self.sampler.moments_back(wanted, label))
         except Exception as error:  # whatever a derivative rule raises, or its lack
             first = str(error).strip().partition("\n")[0]
             self.reasons[label] = f"{reason}; no derivative: {first}"
-        self.measured_below = True
 
     def _is_float(self, value: int) -> bool:
         return jnp.issubdtype(self.traced.graph.avals[value].dtype, jnp.floating)
@@ -424,9 +444,8 @@ class Engine:
 
     def _sample_back(self, node: Node, reason: str) -> None:
         if self.on_cotangent is None:
-            below = [v for v in node.inputs if v not in self.ctx.data]
-            if below:
-                self._measure_back(below, self._label(node), reason, node.output)
+            if any(v not in self.ctx.data for v in node.inputs):
+                self._measure_back(node.output, self._label(node), reason)
             return
         self.reasons[node.label] = reason
         wanted = {v: node.label for v in node.inputs if v not in self.ctx.data}
@@ -459,35 +478,3 @@ def is_curved(node: Node) -> bool:
     if node.name != "pointwise":
         return False
     return marginal.two_slopes(cached_float64(node.data)[0]) is None
-
-
-def deterministic(traced: TracedModel, inputs: Sequence[Any]) -> dict[int, np.ndarray]:
-    """Returns every value that is made of the data inputs alone, as an array."""
-    found: dict[int, Any] = dict(zip(traced.input_values, inputs, strict=True))
-    graph = traced.graph
-    for equation in graph.equations:
-        signal = [v for v in equation.values_in if traced.flow.is_signal(v)]
-        others = [v for v in equation.values_in if not traced.flow.is_signal(v)]
-        if not signal or not all(v in found for v in signal):
-            continue
-        constants = {}
-        for v in others:
-            if traced.flow.leaves_of(v):
-                break
-            constants[v] = _constant(traced, v)
-        else:
-            operands = [
-                (found[a] if a in found else constants[a])
-                if isinstance(a, int)
-                else a.val
-                for a in equation.inputs
-            ]
-            outs = _jax.bind(equation.eqn, operands)
-            found.update(zip(equation.outputs, outs, strict=True))
-    return {v: np.asarray(x) for v, x in found.items()}
-
-
-def _constant(traced: TracedModel, value: int) -> Any:
-    from layerwise.tracing.dataflow import constant_value
-
-    return jnp.asarray(constant_value(traced.graph, value, traced.flow))

@@ -37,6 +37,7 @@ class TakiNet(ConvModule, kw_only=True):
         order: ``"activation_first"``, z + W f(z), or ``"weight_first"``, z + f(W z).
         residual: False drops the identities: the plain network of the same depth.
         use_norm: Batch normalization in front of f.
+        use_scale: A learned scalar on each branch, which starts at 1.
     """
 
     input_shape: tuple[int, ...] = (784,)
@@ -48,6 +49,7 @@ class TakiNet(ConvModule, kw_only=True):
     order: str = "activation_first"
     residual: bool = True
     use_norm: bool = False
+    use_scale: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -61,11 +63,14 @@ class TakiNet(ConvModule, kw_only=True):
                 )
             )
         z = self._weigh(x)
-        for _ in range(self.depth):
+        for index in range(self.depth):
             if self.order == "activation_first":
                 branch = self._weigh(self.activation(self.norm(z, train=train)))
             else:
                 branch = self.activation(self.norm(self._weigh(z), train=train))
+            if self.use_scale:
+                ones = nn.initializers.ones
+                branch = branch * self.param(f"scale_{index}", ones, ())
             z = z + branch if self.residual else branch
         if self.kernel is not None:
             z = global_average_pool(z)

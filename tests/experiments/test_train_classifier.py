@@ -62,7 +62,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_numbers(tmp_path, monkeypatch
     assert table["median"].min() > 0.5
     parts = tmp_path / "parts"
     # Files are replaced at each start and end; json is dumped once an epoch.
-    interrupted(config, parts, 1, "_replace", monkeypatch)
+    interrupted(config, parts, 1, "replace_file", monkeypatch)
     epochs = iter(range(1, 100))
 
     def tick():

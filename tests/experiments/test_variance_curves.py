@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -9,6 +7,7 @@ import pytest
 import layerwise as lw
 from experiments import variance_curves
 from experiments.configs.variance_curves import get_config
+from experiments.launch import execute
 from experiments.photos import photo_crops
 from layerwise.errors import InvalidArgumentError
 
@@ -32,10 +31,14 @@ def small():
     return config
 
 
+def start(config, folder):
+    return execute(variance_curves.check, variance_curves.run, config, folder)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    return folder, variance_curves.run(small(), str(folder))
+    return folder, start(small(), folder)
 
 
 def test_writes_what_it_says(finished):
@@ -56,7 +59,7 @@ def test_refuses_a_folder_of_another_configuration(finished):
     other = small()
     other.draws = 3
     with pytest.raises(InvalidArgumentError, match="another configuration"):
-        variance_curves.run(other, str(folder))
+        start(other, folder)
 
 
 @pytest.mark.parametrize(
@@ -72,23 +75,10 @@ def test_bad_configuration_is_one_error_before_any_work(tmp_path, change, match)
     config = small()
     config.update(change)
     with pytest.raises(lw.errors.LayerwiseError, match=match):
-        variance_curves.run(config, str(tmp_path / "new"))
+        start(config, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
 def test_unknown_form():
     with pytest.raises(ValueError, match="quick, full and small"):
         get_config("fast")
-
-
-@pytest.mark.slow
-def test_the_binary_prints_its_errors_on_one_screen(tmp_path):
-    command = [
-        sys.executable, "-m", "experiments.variance_curves",
-        "--config=experiments/configs/variance_curves.py:small",
-        "--config.inputs=paintings", f"--workdir={tmp_path}/run",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "paintings" in done.stderr
-    assert "Traceback" not in done.stderr

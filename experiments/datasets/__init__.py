@@ -1,0 +1,1 @@
+"""Our own TFDS builders; they need no TensorFlow."""

@@ -1,0 +1,141 @@
+"""How every experiment starts: its flags, its checks, and errors on one screen.
+
+An experiment is a module with ``check(config)``, which raises what is wrong with a
+configuration before any work is done, and ``run(config, folder)``, which does the work
+in a folder of its own and returns the table.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+from rich.console import Console
+
+import layerwise as lw
+from experiments.workdir import open_workdir
+from layerwise.errors import (
+    InvalidArgumentError,
+    LayerwiseError,
+    did_you_mean,
+    message,
+)
+
+
+Check = Callable[[ConfigDict], Any]
+Run = Callable[[ConfigDict, Path], pd.DataFrame]
+
+
+def execute(check: Check, run: Run, config: ConfigDict, workdir: str) -> pd.DataFrame:
+    """Checks a configuration, opens its folder and runs it there.
+
+    Raises:
+        LayerwiseError: What is wrong with the configuration or the folder; no work has
+            been done then, and no folder has been made.
+    """
+    check(config)
+    return run(config, open_workdir(workdir, config))
+
+
+def launch(name: str, check: Check, run: Run) -> None:
+    """Parses the flags of the binary `name`, runs it, and ends the process.
+
+    Exits with 2, and one message, if the flags or the configuration are wrong.
+    """
+    default = f"experiments/configs/{name}.py:quick"
+    with _wrong_flags_end_it():  # the overrides are read here already
+        chosen = config_flags.DEFINE_config_file("config", default, "What to run.")
+    workdir = flags.DEFINE_string("workdir", f"runs/{name}", "Where to write.")
+
+    def main(argv: list[str]) -> None:
+        del argv
+        logging.set_verbosity(logging.WARNING)  # orbax tells of every step of a save
+        try:
+            execute(check, run, chosen.value, workdir.value)
+        except LayerwiseError as error:
+            _give_up(str(error))
+        print(f"\nWrote {workdir.value}.")
+
+    app.run(main, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    with _wrong_flags_end_it():
+        rest = flags.FLAGS(argv)
+        flags.FLAGS.config.to_dict()
+        return rest
+
+
+@contextlib.contextmanager
+def _wrong_flags_end_it() -> Iterator[None]:
+    """Ends the process with one message where ml_collections raises bare errors."""
+    try:
+        yield
+    except AttributeError as error:
+        _give_up(
+            f"The configuration has no field {str(error).strip(chr(34))}.\n"
+            "Only the fields that a configuration file sets can be set again.\n"
+            "Pass one that is in the file, as in --config.seeds=3."
+        )
+    except (flags.Error, OSError) as error:
+        # A configuration file's own error comes with its traceback; the end says it.
+        said = str(error).rsplit("Error: ", 1)[-1].strip()
+        _give_up(f"{said}\nPass --help to see the flags.")
+
+
+def _give_up(text: str) -> None:
+    Console(stderr=True).print(text, style="red", highlight=False, soft_wrap=True)
+    sys.exit(2)
+
+
+def check_counts(config: ConfigDict, *names: str) -> None:
+    """Raises if a field is not a whole number of at least 1."""
+    for name in names:
+        value = config[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidArgumentError(
+                message(
+                    f"{name}={value!r}.",
+                    "It is a count: a whole number, at least 1.",
+                    f"Pass --config.{name}=10.",
+                )
+            )
+
+
+def check_positive(config: ConfigDict, *names: str) -> None:
+    """Raises if a field, or an entry of it, is not a positive number."""
+    for name in names:
+        value = config[name]
+        for entry in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(entry, bool | str) or not entry > 0:
+                raise InvalidArgumentError(
+                    message(
+                        f"{name}={entry!r}.",
+                        "It is a rate or a size: a positive number.",
+                        f"Pass --config.{name} with positive numbers.",
+                    )
+                )
+
+
+def check_choices(name: str, chosen: Iterable[Any], known: Iterable[str]) -> None:
+    """Raises if one of the values chosen for a field is not among the known ones."""
+    options = list(known)
+    for value in chosen:
+        if value not in options:
+            raise InvalidArgumentError(
+                message(
+                    f"{name}={value!r}.{did_you_mean(str(value), options)}",
+                    f"The choices are {', '.join(options)}.",
+                    f"Pass --config.{name} with some of them.",
+                )
+            )
+
+
+def check_schemes(model: Any, inputs: Any, schemes: Iterable[str]) -> None:
+    """Raises if a scheme is unknown, or cannot draw the parameters of the model."""
+    for scheme in schemes:
+        lw.scheme_law(model, inputs, scheme)
