@@ -24,6 +24,8 @@ from layerwise.theory.state import Grade
 
 
 EXAMPLES = 4
+WIDEST = 1.2
+"""Standard deviation of log E[x^2] over networks, above which a mean says nothing."""
 
 
 class Direction(NamedTuple):
@@ -32,7 +34,7 @@ class Direction(NamedTuple):
     Attributes:
         grades: Grade -> number of weight operations.
         error: |log(predicted / measured)| where it is largest, of what is graded exact
-            or approximate; NaN where nothing is.
+            or approximate and can be measured (`WIDEST`); NaN where nothing is.
         sem: Its standard error.
         beyond: Weight operations further off than stated and 3 standard errors.
     """
@@ -91,13 +93,15 @@ def compared(name: str, draws: int) -> Found:
     column = {_place(s): i for i, s in enumerate(measured.sites)}
     directions = {}
     for d in DIRECTIONS:
-        samples = measured.second_moment(d)[measured.ensemble]
+        samples = np.maximum(measured.second_moment(d)[measured.ensemble], 1e-300)
         mean = samples.mean(axis=0)
         sem = samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
         errors, beyond = [(-1.0, np.nan)], 0
         for i in _operations(predicted):
             grade, j = predicted.grade[d][i], column[_place(predicted.sites[i])]
             if grade is None or grade is Grade.MEASURED or not mean[j] > 0:
+                continue
+            if np.log(samples[:, j]).std() > WIDEST:
                 continue
             error = abs(float(predicted.log_second[d][i] - np.log(mean[j])))
             errors.append((error, float(sem[j] / mean[j])))
@@ -183,7 +187,9 @@ pre-activation and of its cotangent, has each [grade](theory.md); `none` is wher
 neither sweep came. *off by* is |log(predicted / measured)| where it is largest among
 those graded exact or approximate, over {draws} networks, with its standard error; in
 bold, how many are further off than the prediction states and three standard errors
-together. Nothing is claimed of what is graded `measured`.
+together. Nothing is claimed of what is graded `measured`. Where the logarithm has a
+standard deviation above {widest} over networks (deep and four channels wide), a mean
+over {draws} of them is no estimate of the expected value, and is not compared.
 
 """
 
@@ -207,7 +213,7 @@ def page(found: Mapping[str, Found], draws: int) -> str:
     rows = [cells(name, one) for name, one in found.items()]
     free = sum(not one.sampled for one in found.values())
     total = f"Of {len(found)} architectures, {free} are predicted throughout.\n\n"
-    head = HEAD.format(examples=EXAMPLES, draws=draws)
+    head = HEAD.format(examples=EXAMPLES, draws=draws, widest=WIDEST)
     why = table(("equation", "reason", "where"), sampled_rows(found))
     return head + total + table(HEADER, rows) + REASONS + why
 

@@ -82,6 +82,7 @@ class RuleContext:
         producer: Value -> the node that makes it.
         state_of: Value -> its moments.
         single_back: Whether pairs of cotangents at the operands are not needed.
+        joint: Whether moments of cotangents together with values are (`Field.joint`).
     """
 
     traced: TracedModel
@@ -94,6 +95,7 @@ class RuleContext:
     producer: Callable[[int], Node | None]
     state_of: Callable[[int], State]
     single_back: bool = False
+    joint: bool = True
 
     def shape(self, value: int) -> tuple[int, ...]:
         """Shape of a value."""

@@ -1,12 +1,17 @@
-"""The moments of arrays: real inputs, as states."""
+"""What no weight has touched: the arrays made of inputs alone, and their moments."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from layerwise import _jax
 from layerwise.theory import fluctuation, lags as lagging
 from layerwise.theory.context import RuleContext
 from layerwise.theory.state import Field, Grade, State
+from layerwise.tracing import TracedModel
+from layerwise.tracing.dataflow import constant_value
 
 
 def roles(shape: Sequence[int], batch: int) -> tuple[str, ...]:
@@ -98,3 +103,29 @@ def constant(
         found.append(field)
         first += n
     return found
+
+
+def deterministic(traced: TracedModel, inputs: Sequence[Any]) -> dict[int, np.ndarray]:
+    """Returns every value that is made of the data inputs alone, as an array."""
+    found: dict[int, Any] = dict(zip(traced.input_values, inputs, strict=True))
+    graph = traced.graph
+    for equation in graph.equations:
+        signal = [v for v in equation.values_in if traced.flow.is_signal(v)]
+        others = [v for v in equation.values_in if not traced.flow.is_signal(v)]
+        if not signal or not all(v in found for v in signal):
+            continue
+        constants = {}
+        for v in others:
+            if traced.flow.leaves_of(v):
+                break
+            constants[v] = jnp.asarray(constant_value(graph, v, traced.flow))
+        else:
+            operands = [
+                (found[a] if a in found else constants[a])
+                if isinstance(a, int)
+                else a.val
+                for a in equation.inputs
+            ]
+            outs = _jax.bind(equation.eqn, operands)
+            found.update(zip(equation.outputs, outs, strict=True))
+    return {v: np.asarray(x) for v, x in found.items()}

@@ -15,7 +15,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from layerwise import _jax
 from layerwise.moments.activations import cached_float64
 from layerwise.theory import data, lags as lagging, marginal, profile, registry, rules
 from layerwise.theory.context import Node, RuleContext
@@ -103,7 +102,7 @@ class Engine:
         self.cuts = cuts
         self.measured_below = 0
         self.entries = 0.0
-        arrays = deterministic(traced, self.inputs)
+        arrays = data.deterministic(traced, self.inputs)
         first = next((x for x in self.inputs if np.ndim(x)), None)
         base = RuleContext(
             traced=traced,
@@ -129,13 +128,15 @@ class Engine:
         self.makers.update((n.output, n) for n in self.nodes)
         self.first_use = {v: n.output for n in self.nodes[::-1] for v in n.inputs}
         self.ctx = dataclasses.replace(
-            base, classes=self._classes(), level=self._level(base)
+            base,
+            classes=self._classes(),
+            level=self._level(base),
+            joint=any(n.name == "normalization" for n in self.nodes),
         )
         readers = [n.output for n in self.nodes if self._reads_pairs(n)]
         self.first_reader = min(readers, default=10**12)
         self.sharing = Sharing(self.ctx, self.nodes)
         self.repeats = Repeats(self.ctx, self.nodes)
-        self.joint = any(n.name == "normalization" for n in self.nodes)
         self.sampler = Sampler(self.ctx, self.inputs, draws, log_scale=log_scale)
 
     def _reads_pairs(self, node: Node) -> bool:
@@ -407,7 +408,7 @@ class Engine:
                     ct = dataclasses.replace(ct, terms=(), roots=origin)
                     if v < self.first_reader:
                         ct = ct.map(Field.single)
-                    if not self.joint or v < self.first_reader:  # nothing reads it
+                    if not ctx.joint or v < self.first_reader:  # nothing reads it
                         ct = ct.map(lambda f: f.replace(joint=None))
                     self.cotangents.setdefault(v, []).append(ct)
 
@@ -477,35 +478,3 @@ def is_curved(node: Node) -> bool:
     if node.name != "pointwise":
         return False
     return marginal.two_slopes(cached_float64(node.data)[0]) is None
-
-
-def deterministic(traced: TracedModel, inputs: Sequence[Any]) -> dict[int, np.ndarray]:
-    """Returns every value that is made of the data inputs alone, as an array."""
-    found: dict[int, Any] = dict(zip(traced.input_values, inputs, strict=True))
-    graph = traced.graph
-    for equation in graph.equations:
-        signal = [v for v in equation.values_in if traced.flow.is_signal(v)]
-        others = [v for v in equation.values_in if not traced.flow.is_signal(v)]
-        if not signal or not all(v in found for v in signal):
-            continue
-        constants = {}
-        for v in others:
-            if traced.flow.leaves_of(v):
-                break
-            constants[v] = _constant(traced, v)
-        else:
-            operands = [
-                (found[a] if a in found else constants[a])
-                if isinstance(a, int)
-                else a.val
-                for a in equation.inputs
-            ]
-            outs = _jax.bind(equation.eqn, operands)
-            found.update(zip(equation.outputs, outs, strict=True))
-    return {v: np.asarray(x) for v, x in found.items()}
-
-
-def _constant(traced: TracedModel, value: int) -> Any:
-    from layerwise.tracing.dataflow import constant_value
-
-    return jnp.asarray(constant_value(traced.graph, value, traced.flow))

@@ -339,12 +339,14 @@ class Pointwise:
         spread = self.field.spreads * (after / own)
         return mean, table, spread, float(np.log(top / np.mean(second)))
 
-    def pull_back(self, cotangent: Field, phi: Numeric, slope: Numeric) -> Field:
+    def pull_back(
+        self, cotangent: Field, phi: Numeric, slope: Numeric, joint: bool = True
+    ) -> Field:
         """Returns the cotangent at x of a cotangent at phi(x), its profile by z of x.
 
         The two are taken for independent given the cotangent's profile, as they are
         when the width goes to infinity; what their dependence adds to order 1/width is
-        in the cotangent's response.
+        in the cotangent's response. `joint`: whether `Field.joint` is wanted.
         """
         f = self.field
         slopes = two_slopes(phi)
@@ -353,36 +355,34 @@ class Pointwise:
                 joint=self._linear_joint(cotangent, slopes[0])
             )
         gain, response = 0.0, cotangent.response
-        given = cotangent.profile
-        if (
-            given is None
-            and slopes is not None
-            and f.shape is None
-            and not np.any(f.mean)
-        ):
+        given, together = cotangent.profile, None
+        normal = f.shape is None and not np.any(f.mean)
+        if given is None and slopes is not None and normal:
             table = dual.two_slope_slope_dual(*slopes, self.rho)
             at = (0, *(v.index(0) for v in f.lags))
             table[at] = 0.5 * (slopes[0] ** 2 + slopes[1] ** 2)
             sd = np.sqrt(self.var)
             if not np.all(sd > 0):
                 table = self._at_zero(table, sd > 0, slopes, slope)
-            pair = sd * lagging.shifted(sd, f.lags)
-            joint = pair * dual.two_slope_dual(*slopes, 1.0, 1.0, self.rho)
-            joint *= np.exp(np.clip(f.log_scale, -700, 700))
-            bend, curl = self._kink(*slopes)
-            response = dataclasses.replace(response, bend=bend, curl=curl)
+            if joint:
+                pair = sd * lagging.shifted(sd, f.lags)
+                together = pair * dual.two_slope_dual(*slopes, 1.0, 1.0, self.rho)
+                together *= np.exp(np.clip(f.log_scale, -700, 700))
         else:
             root = np.sqrt(1.0 if given is None else given)
             _, table, _, self.shift = self.averaged(slope, root)
-            _, _, joint = self.pairs(self.values(lambda x: slope(x) * x) * root)
+            alone = 1.0
             if given is not None:
                 alone = _power_sum(root @ _hermite(), self.rho, start=0)
-                table, joint = table / alone, joint / alone
-            if slopes is None or given is None:
-                gain, response = self._respond(response, phi, slope)
-            else:
-                bend, curl = self._kink(*slopes)
-                response = dataclasses.replace(response, bend=bend, curl=curl)
+            table = table / alone
+            if joint:
+                values = self.values(lambda x: slope(x) * x) * root
+                together = self.pairs(values)[2] / alone
+        if slopes is not None and (normal or given is not None):
+            bend, curl = self._kink(*slopes)
+            response = dataclasses.replace(response, bend=bend, curl=curl)
+        else:
+            gain, response = self._respond(response, phi, slope)
             self.shift = abs(self.shift) + abs(gain)
         return Field(
             np.zeros(f.sizes),
@@ -391,7 +391,7 @@ class Pointwise:
             cotangent.log_scale + gain,
             symmetric=True,
             comb=cotangent.comb,
-            joint=cotangent.table * joint,
+            joint=None if together is None else cotangent.table * together,
             response=response,
         ).normalized()
 

@@ -128,6 +128,14 @@ MORE = {  # a second form of some rules
     "layer norm": (lambda p, u: layer_norm(conv(jax.nn.relu(u), p["wide"]))),
     "channels padded": (lambda p, u: jnp.pad(u, ((0, 0),) * 3 + ((1, 3),))),
     "silu": (lambda p, u: jax.nn.silu(u)),
+    "rows merged": (lambda p, u: window_sum(jnp.repeat(jax.nn.relu(u), 2, axis=1))),
+    "rows split": (
+        lambda p, u: jax.nn.relu(u)[:, :, 1].reshape(BATCH, 2, 3, CHANNELS).sum(1)
+    ),
+    "activation behind a sum": (lambda p, u, t: jax.nn.relu(jax.nn.relu(u) + t)),
+    "activation behind a product": (
+        lambda p, u, t: jax.nn.relu(jax.nn.relu(u) * jax.nn.sigmoid(t) - 0.5)
+    ),
 }
 FIXED_SHAPES = {
     "w": (3, 3, SOURCES, CHANNELS),
@@ -236,6 +244,21 @@ def test_cotangents_of_one_origin_are_not_added_as_if_independent():
     assert "sampled" in got.coverage
     merged = [i for i, s in enumerate(got.sites) if s.kind == "merge"][-1]
     assert got.grade["forward"][merged] is Grade.EXACT  # terms are collected
+
+
+def test_a_mean_of_branches_is_a_sum():
+    def model(join):
+        return model_of(lambda p, u, t: join(jax.nn.relu(u), jax.nn.relu(t)) @ p["m"])
+
+    params = {n: jax.random.normal(jax.random.key(0), FIXED_SHAPES[n]) for n in "wtm"}
+    stacked, added = (
+        predict(model(join), params, jnp.asarray(inputs()))
+        for join in (lambda a, b: jnp.stack([a, b]).mean(0), lambda a, b: (a + b) / 2)
+    )
+    assert not stacked.sampled
+    for direction in ("forward", "backward"):
+        curve = added.curve(direction)
+        assert stacked.curve(direction) == pytest.approx(curve, nan_ok=True)
 
 
 def test_every_rule_has_a_case():

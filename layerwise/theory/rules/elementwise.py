@@ -105,7 +105,7 @@ class Pointwise:
             else:
                 run = marginal.Pointwise(f)
                 given = profiles.in_front(ct.profile, run.typical(phi))
-                got = run.pull_back(ct.replace(profile=given), phi, slope)
+                got = run.pull_back(ct.replace(profile=given), phi, slope, ctx.joint)
                 after = profiles.behind(given, run.typical(slope))
                 got = got.replace(profile=after)
                 shift = max(shift, abs(run.shift))
