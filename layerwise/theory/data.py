@@ -1,13 +1,18 @@
-"""The moments of arrays: real inputs, as states."""
+"""Real inputs: what is made of them alone, and the moments of arrays, as states."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from layerwise import _jax
 from layerwise.theory import fluctuation, lags as lagging
 from layerwise.theory.context import RuleContext
 from layerwise.theory.state import Field, Grade, State
+from layerwise.tracing import TracedModel
+from layerwise.tracing.dataflow import constant_value
 
 
 def roles(shape: Sequence[int], batch: int) -> tuple[str, ...]:
@@ -85,3 +90,41 @@ def _field(ctx: RuleContext, x: np.ndarray, lags: tuple[tuple[int, ...], ...]) -
     mean = x.mean(axis=(0, -1))
     spread = fluctuation.of_batch(np.square(x).mean(axis=-1), lags)
     return Field(mean, table, lags, spread=spread).normalized()
+
+
+def deterministic(traced: TracedModel, inputs: Sequence[Any]) -> dict[int, np.ndarray]:
+    """Returns every value that is made of the data inputs alone, as an array."""
+    found: dict[int, Any] = dict(zip(traced.input_values, inputs, strict=True))
+    graph = traced.graph
+    for equation in graph.equations:
+        signal = [v for v in equation.values_in if traced.flow.is_signal(v)]
+        others = [v for v in equation.values_in if not traced.flow.is_signal(v)]
+        if not signal or not all(v in found for v in signal):
+            continue
+        constants = {}
+        for v in others:
+            if traced.flow.leaves_of(v):
+                break
+            constants[v] = jnp.asarray(constant_value(graph, v, traced.flow))
+        else:
+            operands = [
+                (found[a] if a in found else constants[a])
+                if isinstance(a, int)
+                else a.val
+                for a in equation.inputs
+            ]
+            outs = _jax.bind(equation.eqn, operands)
+            found.update(zip(equation.outputs, outs, strict=True))
+    return {v: np.asarray(x) for v, x in found.items()}
+
+
+def read_without_weights(
+    traced: TracedModel, arrays: Mapping[int, np.ndarray]
+) -> frozenset[int]:
+    """Returns the values that equations read whose results are among `arrays`."""
+    return frozenset(
+        v
+        for e in traced.graph.equations
+        if e.outputs and e.outputs[0] in arrays
+        for v in e.values_in
+    )

@@ -15,7 +15,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from layerwise import _jax
 from layerwise.moments.activations import cached_float64
 from layerwise.theory import data, lags as lagging, marginal, registry, rules
 from layerwise.theory.context import Node, RuleContext
@@ -102,7 +101,7 @@ class Engine:
         self.cuts = cuts
         self.measured_below = 0
         self.entries = 0.0
-        arrays = deterministic(traced, self.inputs)
+        arrays = data.deterministic(traced, self.inputs)
         first = next((x for x in self.inputs if np.ndim(x)), None)
         base = RuleContext(
             traced=traced,
@@ -124,12 +123,7 @@ class Engine:
                 return None
             return base.weight(value).value
 
-        self.folded = {
-            v
-            for e in traced.graph.equations
-            if e.outputs and e.outputs[0] in arrays
-            for v in e.values_in
-        }
+        self.folded = data.read_without_weights(traced, arrays)
         self.nodes = Planner(traced, cuts, frozenset(arrays), constant).plan()
         self.makers.update((n.output, n) for n in self.nodes)
         self.first_use = {v: n.output for n in self.nodes[::-1] for v in n.inputs}
@@ -472,35 +466,3 @@ def is_curved(node: Node) -> bool:
     if node.name != "pointwise":
         return False
     return marginal.two_slopes(cached_float64(node.data)[0]) is None
-
-
-def deterministic(traced: TracedModel, inputs: Sequence[Any]) -> dict[int, np.ndarray]:
-    """Returns every value that is made of the data inputs alone, as an array."""
-    found: dict[int, Any] = dict(zip(traced.input_values, inputs, strict=True))
-    graph = traced.graph
-    for equation in graph.equations:
-        signal = [v for v in equation.values_in if traced.flow.is_signal(v)]
-        others = [v for v in equation.values_in if not traced.flow.is_signal(v)]
-        if not signal or not all(v in found for v in signal):
-            continue
-        constants = {}
-        for v in others:
-            if traced.flow.leaves_of(v):
-                break
-            constants[v] = _constant(traced, v)
-        else:
-            operands = [
-                (found[a] if a in found else constants[a])
-                if isinstance(a, int)
-                else a.val
-                for a in equation.inputs
-            ]
-            outs = _jax.bind(equation.eqn, operands)
-            found.update(zip(equation.outputs, outs, strict=True))
-    return {v: np.asarray(x) for v, x in found.items()}
-
-
-def _constant(traced: TracedModel, value: int) -> Any:
-    from layerwise.tracing.dataflow import constant_value
-
-    return jnp.asarray(constant_value(traced.graph, value, traced.flow))
