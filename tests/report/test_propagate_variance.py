@@ -11,6 +11,8 @@ import layerwise as lw
 from helpers import F34_REFERENCE, assert_mean_close
 from layerwise.errors import InvalidArgumentError
 from layerwise.report import beside
+from layerwise.report.console import as_text
+from layerwise.report.table import cells
 
 
 class Padded(nn.Module):
@@ -173,6 +175,16 @@ def test_no_prediction_is_shown_without_its_grade(judged):
     assert any(t.startswith("predicted, kernel (exact") for t in labels)
     frame = judged.to_frame()
     assert set(frame[frame["draw"] == -2]["grade"]) <= {"exact", "approximate"}
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_a_narrow_terminal_cuts_no_number(judged, width):
+    shown = as_text(judged, width)
+    assert max(map(len, shown.splitlines())) <= width
+    header, rows = cells(judged)
+    for i, name in enumerate(header):
+        if name in ("q mean", "q predicted", "grade", "r mean", "r predicted"):
+            assert all(row[i] in shown for row in rows), name
 
 
 def test_what_has_no_sound_rule_is_left_out_with_the_reason():
