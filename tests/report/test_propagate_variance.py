@@ -105,6 +105,13 @@ def test_text_html_and_figure(report):
     np.testing.assert_allclose(dashed[0].get_ydata(), report.predicted["forward"])
 
 
+def test_a_notebook_shows_the_figure(report):
+    """Without pyplot, whose backend would otherwise register how."""
+    formatters = pytest.importorskip("IPython.core.formatters")
+    shown = formatters.PNGFormatter()(report.plot()[0].figure)
+    assert shown.startswith(b"\x89PNG")
+
+
 def test_plot_takes_and_returns_axes(report):
     axes = report.plot()
     assert report.plot(axes) is axes
