@@ -25,10 +25,19 @@ _LABELS = {
 }
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook shows, without pyplot and its state."""
+
+    def _repr_png_(self) -> bytes:
+        stream = io.BytesIO()
+        self.savefig(stream, format="png", dpi=90)
+        return stream.getvalue()
+
+
 def new_figure() -> tuple[Figure, tuple[Axes, Axes]]:
     """Returns a figure with a forward and a backward panel, without pyplot's state."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11, 5.0), layout="constrained")
+        figure = ShownFigure(figsize=(11, 5.0), layout="constrained")
         left, right = figure.subplots(1, 2)
     return figure, (left, right)
 
@@ -135,11 +144,8 @@ def _foretold(report: VarianceReport) -> str:
     return f"predicted, {p.method} ({', '.join(sorted(found, reverse=True))})"
 
 
-def png_of(report: VarianceReport, dpi: int = 90) -> str:
+def png_of(report: VarianceReport) -> str:
     """Returns the report's figure as base64 PNG."""
-    axes = draw({report.title: report})
-    stream = io.BytesIO()
-    figure = axes[0].get_figure()
-    assert isinstance(figure, Figure)
-    figure.savefig(stream, format="png", dpi=dpi)
-    return base64.b64encode(stream.getvalue()).decode()
+    figure = draw({report.title: report})[0].get_figure()
+    assert isinstance(figure, ShownFigure)
+    return base64.b64encode(figure._repr_png_()).decode()

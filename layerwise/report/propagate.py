@@ -41,8 +41,8 @@ def propagate_variance(
 
     The prediction is that of `layerwise.predict`, of the same networks on the same
     inputs, but that nothing is sampled for it: what has no sound rule is left out.
-    It takes a fraction of the time of measuring, and is given up (the report says so)
-    where it has taken a minute and more than measuring did.
+    It takes about as long as measuring a few networks, most often less, and is given up
+    (the report says so) after a minute and as long as measuring took.
 
     Args:
         model: A Flax module (Linen, NNX), unmodified, or ``apply(params, *inputs)``.

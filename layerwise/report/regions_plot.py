@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
+from layerwise.report.plots import ShownFigure
 from layerwise.report.style import PALETTE, STYLE
 
 
@@ -29,7 +30,7 @@ def new_axes(
     """
     with mpl.rc_context(STYLE):
         size = (width * columns, height * rows)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = ShownFigure(figsize=size, layout="constrained")
         return [figure.add_subplot(rows, columns, i + 1) for i in range(columns * rows)]
 
 

@@ -137,8 +137,7 @@ class VarianceReport:
                     "value": values,
                     "grade": self.grades[direction],
                 }
-                frame = pd.DataFrame(columns)
-                parts.append(frame[frame["grade"] != ""])
+                parts.append(pd.DataFrame(columns).dropna(subset=["value"]))
         return _selected(pd.concat(parts, ignore_index=True), select)
 
     def to_json(self) -> str:
@@ -196,7 +195,7 @@ class VarianceReport:
             notes.append("not looked into: " + "; ".join(m.untapped))
         notes.append(self._theory())
         scatter = self._scatter()
-        if self.prediction is not None and scatter > 1:
+        if self.prediction is not None and scatter:
             notes.append(
                 f"networks scatter by a factor of {np.exp(scatter):.2g}, and rare "
                 f"large ones carry the mean: {m.draws_done} are likely to average "
@@ -205,7 +204,7 @@ class VarianceReport:
         return notes
 
     def _scatter(self) -> float:
-        """Largest standard deviation over networks of log q or log r, at least."""
+        """Largest standard deviation over networks of log q or log r; 0 if below 1."""
         m, found = self.measurement, [0.0]
         for direction in DIRECTIONS:
             curve = m.curve(direction)[m.ensemble]
@@ -214,7 +213,8 @@ class VarianceReport:
             found += [
                 float(np.nanstd(logs[:, i], ddof=1)) for i in np.flatnonzero(known)
             ]
-        return max(found) * (1 - np.sqrt(2 / max(m.draws_done - 1, 2)))
+        surely = 1 - np.sqrt(2 / max(m.draws_done - 1, 2))  # two standard errors off
+        return max(found) if max(found) * surely > 1 else 0.0
 
     def _theory(self) -> str:
         p = self.prediction

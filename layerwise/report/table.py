@@ -47,33 +47,53 @@ def cells(
     return header, rows
 
 
+_NARROWER = (frozenset[str](), frozenset(["median"]), frozenset(["median", "± s.e."]))
+"""Columns to leave out, so that a narrow terminal shows the others whole."""
+_PATH = 16
+"""Letters of a path that stay in one line where there is little room."""
+
+
 def rich_tables(report: VarianceReport, width: int) -> list[Any]:
     """Returns the table for a terminal: one, or one a direction where it is narrow."""
+    whole = _rich_table(report, DIRECTIONS)
+    if _width(whole) <= width:
+        return [whole]
+    spare = max(0, max(map(len, report.measurement.layer_paths)) - _PATH)
+    for left_out in _NARROWER:
+        tables = [_rich_table(report, (d,), left_out) for d in DIRECTIONS]
+        if max(map(_width, tables)) - spare <= width:
+            break
+    return tables
+
+
+def _width(table: Any) -> int:
     from rich.console import Console
     from rich.measure import Measurement
 
-    whole = _rich_table(report, DIRECTIONS)
     console = Console(width=10_000)
-    if Measurement.get(console, console.options, whole).maximum <= width:
-        return [whole]
-    return [_rich_table(report, (d,)) for d in DIRECTIONS]
+    return Measurement.get(console, console.options, table).maximum
 
 
-def _rich_table(report: VarianceReport, directions: Sequence[str]) -> Any:
+def _rich_table(
+    report: VarianceReport,
+    directions: Sequence[str],
+    left_out: frozenset[str] = frozenset(),
+) -> Any:
     from rich.table import Table
 
     header, rows = cells(report, directions)
+    kept = [i for i, name in enumerate(header) if name not in left_out]
     table = Table(title=report.title, title_justify="left")
-    for name in header:
+    for name in (header[i] for i in kept):
         table.add_column(
             name,
             justify="left" if name in ("path", "grade") else "right",
-            no_wrap=True,
+            no_wrap=name != "path",
             overflow="fold",
             style="bold" if name.endswith("mean") else None,
         )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(row[i] for i in kept))
     return table
 
 

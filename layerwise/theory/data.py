@@ -1,6 +1,6 @@
 """What no weight has touched: the arrays made of inputs alone, and their moments."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -129,3 +129,15 @@ def deterministic(traced: TracedModel, inputs: Sequence[Any]) -> dict[int, np.nd
             outs = _jax.bind(equation.eqn, operands)
             found.update(zip(equation.outputs, outs, strict=True))
     return {v: np.asarray(x) for v, x in found.items()}
+
+
+def read_without_weights(
+    traced: TracedModel, arrays: Mapping[int, np.ndarray]
+) -> frozenset[int]:
+    """Returns the values that equations read whose results are among `arrays`."""
+    return frozenset(
+        v
+        for e in traced.graph.equations
+        if e.outputs and e.outputs[0] in arrays
+        for v in e.values_in
+    )

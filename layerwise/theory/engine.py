@@ -124,6 +124,7 @@ class Engine:
                 return None
             return base.weight(value).value
 
+        self.folded = data.read_without_weights(traced, arrays)
         self.nodes = Planner(traced, cuts, frozenset(arrays), constant).plan()
         self.makers.update((n.output, n) for n in self.nodes)
         self.first_use = {v: n.output for n in self.nodes[::-1] for v in n.inputs}
@@ -294,6 +295,8 @@ class Engine:
                 return None
             if value < self.first_reader:
                 parts = [p.map(Field.single) for p in parts]
+            if value in self.folded:
+                return self._drawn(value, "equations without weights read it too")
             origins = [p.roots for p in parts]
             shared = sum(map(len, origins)) != len(frozenset().union(*origins))
             if shared and not self.sharing.in_pieces(value):

@@ -118,6 +118,8 @@ def test_the_page_in_a_browser(page, tmp_path):
         assert "test_page.py:" in tip
         assert "8 × 24" in tip
         assert "weights ×" in tip
+        assert re.search(r"q predicted\s+[\d.]+ \(exact\), measured / predicted", tip)
+        assert "predicted by kernel, bars: its stated tolerance" in text
         assert browser.evaluate("document.querySelector('tr.on').dataset.layer") == "3"
 
         browser.click("th[data-column='2']")  # by q, least first

@@ -11,6 +11,8 @@ import layerwise as lw
 from helpers import F34_REFERENCE, assert_mean_close
 from layerwise.errors import InvalidArgumentError
 from layerwise.report import beside
+from layerwise.report.console import as_text
+from layerwise.report.table import cells
 
 
 class Padded(nn.Module):
@@ -103,6 +105,13 @@ def test_text_html_and_figure(report):
     np.testing.assert_allclose(dashed[0].get_ydata(), report.predicted["forward"])
 
 
+def test_a_notebook_shows_the_figure(report):
+    """Without pyplot, whose backend would otherwise register how."""
+    formatters = pytest.importorskip("IPython.core.formatters")
+    shown = formatters.PNGFormatter()(report.plot()[0].figure)
+    assert shown.startswith(b"\x89PNG")
+
+
 def test_plot_takes_and_returns_axes(report):
     axes = report.plot()
     assert report.plot(axes) is axes
@@ -173,6 +182,16 @@ def test_no_prediction_is_shown_without_its_grade(judged):
     assert any(t.startswith("predicted, kernel (exact") for t in labels)
     frame = judged.to_frame()
     assert set(frame[frame["draw"] == -2]["grade"]) <= {"exact", "approximate"}
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_a_narrow_terminal_cuts_no_number(judged, width):
+    shown = as_text(judged, width)
+    assert max(map(len, shown.splitlines())) <= width
+    header, rows = cells(judged)
+    for i, name in enumerate(header):
+        if name in ("q mean", "q predicted", "grade", "r mean", "r predicted"):
+            assert all(row[i] in shown for row in rows), name
 
 
 def test_what_has_no_sound_rule_is_left_out_with_the_reason():

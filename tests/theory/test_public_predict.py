@@ -87,6 +87,22 @@ def test_without_sampling_all_that_is_said_is_the_same_and_the_rest_is_left_out(
     assert [done for done, _ in steps] == list(range(len(steps)))
 
 
+def test_an_input_that_a_weightless_branch_reads_too_is_measured_or_left_out():
+    """relu(x) is data: the sweep back ends at it, and x has its skip's part alone."""
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x + nn.Dense(64)(nn.relu(x))
+
+    x = jax.random.normal(jax.random.key(3), (8, 64))
+    full, bare = (lw.predict(Block(), None, x, draws=n) for n in (24, 0))
+    assert full.curve_grade("backward")[0] == "measured"
+    active = float(jnp.mean(x > 0))
+    assert full.curve("backward")[0] == pytest.approx(1 + active, rel=0.1)
+    assert bare.curve_grade("backward") == ("", "exact")
+
+
 def test_the_coverage_page_is_that_of_the_registry():
     page = Path(__file__).parents[2] / "docs" / "coverage.md"
     assert page.read_text() == coverage_table(), (

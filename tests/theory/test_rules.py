@@ -98,6 +98,9 @@ CASES = {
     "add": (lambda p, u, t: jax.nn.relu(u) + jax.nn.relu(t)),
     "sub": (lambda p, u, t: jax.nn.relu(u) - jax.nn.relu(t)),
     "mul": (lambda p, u, t: u * jax.nn.sigmoid(t)),
+    "div": (
+        lambda p, u: jax.nn.relu(u) / jnp.arange(1.0, 1.0 + u.shape[1])[:, None, None]
+    ),
     "select_n": (lambda p, u: jnp.where(MASK, u, 0.0)),
     "reshape": (lambda p, u: jax.nn.relu(u).reshape(BATCH, -1)),
     "squeeze": (lambda p, u: jnp.squeeze(jax.nn.relu(u).sum(1, keepdims=True), 1)),
