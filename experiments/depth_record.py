@@ -12,6 +12,7 @@ a net is done; a run that was killed continues), ``table.csv`` and ``depth_recor
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ from experiments.workdir import recorded
 from layerwise.report import regions_plot
 from layerwise.report.style import PALETTE
 from layerwise.theory.mean_field import edge_of_chaos
-from layerwise.types import Activation
 
 
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": nn.relu}
@@ -52,7 +52,7 @@ class DeepPlain(nn.Module):
 
     depth: int
     width: int
-    activation: Activation
+    activation: Callable[[jax.Array], jax.Array]
     law: str
     gain: float
     sigma_b: float

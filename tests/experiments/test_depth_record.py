@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ from experiments.launch import execute
 def test_a_torus_convolution_is_that_of_a_padded_image(key):
     x = jax.random.normal(key, (2, 5, 6, 3))
     kernel = jax.random.normal(key, (3, 3, 3, 4))
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="wrap")
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="wrap")
     expected = jax.lax.conv_general_dilated(
         padded, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -19,23 +20,18 @@ def test_a_torus_convolution_is_that_of_a_padded_image(key):
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
-def test_orthogonal_kernels_keep_lengths_and_angles_through_200_layers(key):
+def test_delta_orthogonal_kernels_keep_every_inner_product(key):
     config = get_config("quick")
-    config.sigma_b = 0.0001
-    x = jax.random.normal(key, (2, 8, 8, 1)) * 0.05  # where tanh is nearly linear
-
-    def readout_input(law):
-        model = depth_record.build(config, "tanh", law, 200)
-        variables = model.init(key, x)
-        kernel = np.asarray(variables["params"]["Dense_0"]["kernel"])
-        out = np.asarray(model.apply(variables, x))
-        return np.linalg.lstsq(kernel.T, out.T, rcond=None)[0].T, model.gain
-
-    states, gain = readout_input("orthogonal")
-    assert gain == pytest.approx(1, abs=0.01)
-    a, b = states / np.linalg.norm(states, axis=1, keepdims=True)
-    assert abs(a @ b) < 0.9  # two inputs are still two
+    config.sigma_b = 1e-4  # where the edge of chaos has a gain of one
+    model = depth_record.build(config, "tanh", "orthogonal", 2)
+    assert model.gain == pytest.approx(1, abs=0.01)
+    kernels = model._kernels(key, (2, 3, 3, 8, 8))
+    x = jax.random.normal(key, (2, 4, 4, 8))
+    y = depth_record._torus_conv(depth_record._torus_conv(x, kernels[0]), kernels[1])
+    flat, kept = (np.asarray(a).reshape(2, -1) for a in (x, y))
+    np.testing.assert_allclose(
+        kept @ kept.T / model.gain**4, flat @ flat.T, rtol=1e-4, atol=1e-3
+    )
 
 
 @pytest.mark.slow
@@ -43,7 +39,7 @@ def test_a_record_is_written(tmp_path):
     table = execute(
         depth_record.check, depth_record.run, get_config("small"), tmp_path / "run"
     )
-    assert "steps at 0.01" in table.loc[("tanh", "orthogonal"), 10]
+    assert "steps at 0.01" in str(table.loc[("tanh", "orthogonal"), 10])
     assert (tmp_path / "run" / "depth_record.png").stat().st_size > 10_000
 
 
