@@ -95,6 +95,7 @@ def measure_all(config: ConfigDict) -> dict[str, lw.VarianceReport]:
                 cap=cap,
                 chunk=4,
                 progress=advance,
+                method="recursion",
                 title=f"{config.model}, {label}, {config.inputs}",
             )
     return reports

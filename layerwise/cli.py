@@ -27,6 +27,7 @@ from layerwise import command_line as setup
 
 
 HEALTHY, UNHEALTHY, FAILED = 0, 1, 2
+METHODS = ("kernel", "sitewise", "recursion")
 COMPARED = ("lecun", "glorot", "kaiming_fan_in", "asv_forward", "kernel_forward")
 
 _MODEL = "package.module:Name or file.py:Name, a Flax class, instance or factory"
@@ -58,6 +59,12 @@ def parser() -> argparse.ArgumentParser:
     _takes_draws(report)
     report.add_argument("--scheme", help=f"draw under it: {_schemes()}")
     report.add_argument("--tolerance", type=float, default=100.0, metavar="X")
+    report.add_argument(
+        "--predict",
+        choices=[*METHODS, "none"],
+        default=METHODS[0],
+        help="what theory says beside the measurement (default: %(default)s)",
+    )
     report.add_argument("--select", metavar="GLOB", help="layers to write, by path")
     report.add_argument("--quiet", action="store_true", help="print the verdict only")
     for kind in ("html", "json", "markdown", "csv", "figure"):
@@ -119,6 +126,7 @@ def _report(options: Any) -> int:
             draws=options.draws,
             key=jax.random.key(options.seed),
             scheme=options.scheme,
+            method=None if options.predict == "none" else options.predict,
             statistics=("zeros", "cosine_examples"),
             progress=progress,
         )
@@ -166,6 +174,7 @@ def _compare(options: Any) -> int:
                     draws=options.draws,
                     key=jax.random.key(options.seed),
                     scheme=scheme,
+                    method="kernel" if options.figure else None,
                     progress=progress,
                     title=scheme,
                 )

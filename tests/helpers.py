@@ -5,6 +5,20 @@ from pathlib import Path
 
 import numpy as np
 
+from layerwise.tracing import TracedModel, trace
+from layerwise.tracing.prepare import prepare
+
+
+def traced(model, inputs=None) -> TracedModel:
+    """Returns a model traced on shapes of its parameters.
+
+    Args:
+        model: As for `layerwise.measure`.
+        inputs: Its inputs; None where it declares an ``input_shape``.
+    """
+    ready = prepare(model, None, inputs)
+    return trace(ready.model, ready.example, ready.inputs)
+
 
 def assert_mean_close(samples, expected, *, n_sigma=5.0, bias=0.0):
     """Asserts that the mean of `samples` is `expected`, judged by its standard error.

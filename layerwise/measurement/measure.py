@@ -120,10 +120,11 @@ def measure(
         one = ready.example
     check_params(function, one, ready.own)
     if stacked:
-        law, label = None, "as given, stacked over draws"
+        like_them = laws.resampler(one, given)
+        chosen, law = laws.Redraw(like_them, "as given, stacked over draws"), None
     else:
         chosen = laws.choose(redraw, function, given, arrays)
-        law, label = faster_draw(chosen.draw, rewrite), chosen.label
+        law = faster_draw(chosen.draw, rewrite)
     traced = trace(function, one, arrays)
     sites = all_values(traced)
     sites = sites if select is None else selected(sites, select)
@@ -158,13 +159,15 @@ def measure(
         outputs(asked),
         sites=sites,
         layer_paths=tuple(run.path for run in layer_runs(traced)),
-        law=label,
+        law=chosen.label,
         requested=draws,
         chunk=ensemble.chunk_size(
             draws + (given is not None and not stacked), chunk, places
         ),
         batch_size=together,
         traced=traced,
+        inputs=arrays,
+        draw=chosen.draw,
         untapped=untapped(traced),
     )
 

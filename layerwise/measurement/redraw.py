@@ -133,18 +133,26 @@ def _second_moment(leaf: Any) -> float:
     return float(jnp.mean(jnp.square(leaf)))
 
 
-def resampler(params: PyTree) -> Callable[[jax.Array], PyTree]:
+def resampler(params: PyTree, ensemble: PyTree = None) -> Callable[[jax.Array], PyTree]:
     """Returns ``key -> params``: each leaf normal with the given leaf's second moment.
 
     Leaves that are constant (biases at zero, scales at one), of one entry, or not of
     floating point stay as they are.
+
+    Args:
+        params: One network.
+        ensemble: Many like it, stacked; second moments are over them all.
     """
     flat, tree = jax.tree_util.tree_flatten_with_path(params)
     given = {leaf_name(path): leaf for path, leaf in flat}
+    networks = [[x] for x in given.values()]
+    if ensemble is not None:
+        networks = jax.tree.leaves(ensemble)
     scales = {
-        name: float(np.sqrt(_second_moment(leaf)))
-        for name, leaf in given.items()
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and not _is_constant(leaf)
+        name: float(np.sqrt(np.mean([_second_moment(x) for x in leaves])))
+        for name, leaves in zip(given, networks, strict=True)
+        if jnp.issubdtype(leaves[0].dtype, jnp.floating)
+        and not all(map(_is_constant, leaves))
     }
 
     def draw(key: jax.Array) -> PyTree:

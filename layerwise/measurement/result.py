@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from layerwise.errors import InvalidArgumentError, message
 from layerwise.measurement.ensemble import GIVEN, Ensemble
 from layerwise.tracing import TracedModel
 from layerwise.tracing.sites import NamedValue
+from layerwise.types import PyTree
 
 
 if TYPE_CHECKING:
@@ -44,6 +46,9 @@ class Measurement:
         chunk: Draws per compiled call.
         batch_size: Draws measured at once under `jax.vmap`.
         traced: The model as it was traced.
+        inputs: What it was run on.
+        draw: ``key -> params``: a network of the ensemble's law; of stacked parameters,
+            one with their second moments. None where there is only the given network.
         untapped: Equations that hold weights and were not looked into, or through which
             no cotangent goes, in words.
     """
@@ -62,6 +67,8 @@ class Measurement:
     chunk: int
     batch_size: int
     traced: TracedModel = dataclasses.field(repr=False)
+    inputs: tuple[Any, ...] = dataclasses.field(default=(), repr=False)
+    draw: Callable[[jax.Array], PyTree] | None = None
     untapped: tuple[str, ...] = ()
     weight_gradient: np.ndarray | None = None
 

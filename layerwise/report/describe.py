@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from layerwise.report.console import as_text
 from layerwise.tracing import TracedModel, trace
 from layerwise.tracing.blocks import Block, blocks
 from layerwise.tracing.cost import flops, layer_flops
@@ -97,13 +98,7 @@ class Description:
         return pd.DataFrame([dataclasses.asdict(y) for y in self.layers])
 
     def __str__(self) -> str:
-        import io
-
-        from rich.console import Console
-
-        stream = io.StringIO()
-        Console(file=stream, width=140, no_color=True).print(self)
-        return stream.getvalue()
+        return as_text(self)
 
     __repr__ = __str__
 

@@ -132,6 +132,7 @@ def assert_healthy(
         'healthy'
     """
     if not isinstance(report, VarianceReport | Measurement):
+        options.setdefault("method", None)  # a verdict rests on measurement alone
         report = propagate_variance(report, params, inputs, **options)
     found = diagnose(report, tolerance=tolerance)
     if found.healthy:

@@ -45,7 +45,7 @@ class Snapshot:
     def report(self) -> VarianceReport:
         """Returns the report of this network: table, curves, page."""
         return VarianceReport(
-            self.measurement, {}, "a network in training", f"step {self.step}"
+            self.measurement, None, "a network in training", f"step {self.step}"
         )
 
     def as_record(self) -> dict[str, Any]:

@@ -30,10 +30,12 @@ def to_html(report: VarianceReport) -> str:
 
 
 def _table(shown: Sequence[Row]) -> str:
+    predicts = any(r.forward.grade or r.backward.grade for r in shown)
     curves = {d: _cells([getattr(r, d) for r in shown]) for d in SYMBOL}
     names = ["layer", "path"]
     for symbol in SYMBOL.values():
         names += [f"{symbol} mean", "± s.e.", ""]
+        names += [f"{symbol} predicted"] * predicts
     aligned = [(n, "left" if n == "path" else "right") for n in names]
     head = "".join(f"<th {_CELL.format(a)}>{n}</th>" for n, a in aligned)
     head += f"<th {_CELL.format('left')}>changed by</th>"
@@ -44,6 +46,8 @@ def _table(shown: Sequence[Row]) -> str:
             point: Point = getattr(row, direction)
             cells += [_td(number(point.mean)), _td(number(point.sem))]
             cells.append(f'<td style="padding:0">{curves[direction][i]}</td>')
+            if predicts:
+                cells.append(_td(_foretold(point)))
         factors = ", ".join(f"{k} ×{number(v)}" for k, v in row.changed.items())
         cells.append(_td(html.escape(factors), "left"))
         body.append(f'<tr style="line-height:{_HEIGHT - 2}px">{"".join(cells)}</tr>')
@@ -52,6 +56,12 @@ def _table(shown: Sequence[Row]) -> str:
         'font-variant-numeric:tabular-nums">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     )
+
+
+def _foretold(point: Point) -> str:
+    if not point.grade:
+        return "-"
+    return f'{number(point.predicted)} <span style="color:#5b6570">{point.trust}</span>'
 
 
 def _td(text: str, align: str = "right") -> str:

@@ -10,8 +10,8 @@ from typing import Any
 from layerwise.measurement.coverage import Select
 from layerwise.report.diagnosis import diagnose
 from layerwise.report.finding import Diagnosis
-from layerwise.report.report import VarianceReport
-from layerwise.report.rows import rows
+from layerwise.report.report import DIRECTIONS, VarianceReport
+from layerwise.report.rows import Row, rows
 
 
 def page(
@@ -28,6 +28,7 @@ def page(
     data = {
         "title": report.title,
         "notes": report.notes(),
+        "method": report.prediction.method if report.prediction else "",
         "verdict": found.verdict,
         "basis": found.basis,
         "findings": [
@@ -43,12 +44,19 @@ def page(
             }
             for f in found
         ],
-        "rows": [dataclasses.asdict(r) for r in rows(report, select)],
+        "rows": [_record(r) for r in rows(report, select)],
     }
     template = importlib.resources.files("layerwise.report").joinpath("page.html")
     # A "</script>" or "<!--" in a path or a title would end the data.
     text = json.dumps(_finite(data), separators=(",", ":")).replace("<", "\\u003c")
     return template.read_text(encoding="utf-8").replace("/*DATA*/", text)
+
+
+def _record(row: Row) -> dict[str, Any]:
+    record = dataclasses.asdict(row)
+    for direction in DIRECTIONS:
+        record[direction]["trust"] = getattr(row, direction).trust
+    return record
 
 
 def _finite(tree: Any) -> Any:

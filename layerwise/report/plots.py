@@ -59,7 +59,7 @@ def _curve(ax: Axes, report: VarianceReport, direction: str, color: str) -> None
     layer = np.arange(s.mean.size)
     ax.fill_between(layer, s.low, s.high, color=color, alpha=0.18, linewidth=0)
     ax.plot(layer, s.mean, color=color, linewidth=1.8)
-    if report.predicted:
+    if report.prediction is not None:
         ax.plot(layer, report.predicted[direction], "--", color=color, linewidth=1.2)
     given = report.given(direction)
     if given is not None:
@@ -103,10 +103,8 @@ def _legend(axes: tuple[Axes, Axes], reports: Mapping[str, VarianceReport]) -> N
     grey = "0.35"
     handles.append(Line2D([], [], color=grey, linewidth=1.8, label="measured mean"))
     handles.append(Patch(color=grey, alpha=0.25, label="16-84 % of networks"))
-    if any(r.predicted for r in reports.values()):
-        handles.append(
-            Line2D([], [], color=grey, linestyle="--", label="predicted, eq. (4), (5)")
-        )
+    for label in dict.fromkeys(filter(None, map(_foretold, reports.values()))):
+        handles.append(Line2D([], [], color=grey, linestyle="--", label=label))
     if any(r.given("forward") is not None for r in reports.values()):
         handles.append(
             Line2D([], [], color=grey, marker=".", lw=0.6, label="this network")
@@ -124,6 +122,17 @@ def _legend(axes: tuple[Axes, Axes], reports: Mapping[str, VarianceReport]) -> N
             ncols=max(1, min(columns, len(handles))),
             fontsize=size,
         )
+
+
+def _foretold(report: VarianceReport) -> str:
+    """Says how a report's dashed line was come by, and its grades."""
+    p = report.prediction
+    if p is None:
+        return ""
+    if p.method == "recursion":
+        return "predicted, eq. (4), (5)"
+    found = {g for grades in report.grades.values() for g in grades} - {""}
+    return f"predicted, {p.method} ({', '.join(sorted(found, reverse=True))})"
 
 
 def png_of(report: VarianceReport, dpi: int = 90) -> str:

@@ -7,6 +7,7 @@ import jax
 
 from layerwise.initializers import Law, scheme_law
 from layerwise.theory import predict as theory
+from layerwise.theory.predict import Progress
 from layerwise.theory.prediction import Prediction
 from layerwise.types import PyTree
 
@@ -21,6 +22,7 @@ def predict(
     kwargs: Mapping[str, Any] | None = None,
     rngs: Mapping[str, jax.Array] | None = None,
     draws: int = 48,
+    progress: Progress | None = None,
 ) -> Prediction:
     """Predicts the moments of every layer, forward and backward, over random networks.
 
@@ -42,7 +44,9 @@ def predict(
         cap: With the name of a scheme: as for `layerwise.initialize`.
         kwargs: Keyword arguments of the model's call.
         rngs: Keys of the streams that the call draws from, by name (Linen).
-        draws: Networks to run where an equation has to be sampled.
+        draws: Networks to run where an equation has to be sampled; with 0 none is, and
+            what would depend on it is left out (NaN, without a grade).
+        progress: Called with (steps done, steps in all).
 
     Returns:
         The prediction. Every number has a grade. `exact`: in expectation, at any width.
@@ -80,4 +84,5 @@ def predict(
         kwargs=kwargs,
         rngs=rngs,
         draws=draws,
+        progress=progress,
     )

@@ -11,6 +11,7 @@ import numpy as np
 
 from layerwise.measurement.ensemble import GIVEN
 from layerwise.measurement.result import Measurement, Summary, summarize
+from layerwise.report.console import as_text
 
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from layerwise.measurement.coverage import Select
     from layerwise.report.finding import Diagnosis
+    from layerwise.theory.prediction import Prediction
 
 DIRECTIONS = ("forward", "backward")
 SYMBOL = {"forward": "q", "backward": "r"}
@@ -36,15 +38,33 @@ class VarianceReport:
 
     Attributes:
         measurement: All that was measured.
-        predicted: ``{"forward": q, "backward": r}`` by eq. (4), (5), or empty.
+        prediction: What theory says of the same networks on the same inputs, or None.
         unpredicted: Why there is no prediction; empty where there is one.
         title: What the report is of.
     """
 
     measurement: Measurement
-    predicted: dict[str, np.ndarray]
+    prediction: "Prediction | None"
     unpredicted: str
     title: str
+
+    @property
+    def predicted(self) -> dict[str, np.ndarray]:
+        """``{"forward": q, "backward": r}`` as predicted, or empty; NaN: nothing is."""
+        p = self.prediction
+        return {} if p is None else {d: p.curve(d) for d in DIRECTIONS}
+
+    @property
+    def grades(self) -> dict[str, tuple[str, ...]]:
+        """The grades of `predicted`, "" where nothing is predicted; or empty."""
+        p = self.prediction
+        return {} if p is None else {d: p.curve_grade(d) for d in DIRECTIONS}
+
+    @property
+    def tolerances(self) -> dict[str, np.ndarray]:
+        """Bounds on the error of the logarithm of `predicted`, NaN unstated."""
+        p = self.prediction
+        return {} if p is None else {d: p.curve_tolerance(d) for d in DIRECTIONS}
 
     def summary(self, direction: str) -> Summary:
         """Returns statistics over the ensemble of a direction's curve."""
@@ -60,8 +80,8 @@ class VarianceReport:
     def table(self, select: "Select | None" = None) -> "pandas.DataFrame":
         """Returns one row per layer: measured, predicted and their ratio.
 
-        For q and for r: the mean over draws, its standard error, the median, the
-        prediction, and mean / prediction.
+        For q and for r: the mean over draws, its standard error, the median; the
+        prediction with its grade and tolerance, and mean / prediction.
 
         Args:
             select: A glob on paths (``"block_*/Conv_0"``), several, or a predicate.
@@ -76,43 +96,49 @@ class VarianceReport:
             columns[f"{name}_mean"] = s.mean
             columns[f"{name}_sem"] = s.sem
             columns[f"{name}_median"] = s.median
-            if self.predicted:
-                columns[f"{name}_predicted"] = self.predicted[direction]
-                columns[f"{name}_ratio"] = s.mean / self.predicted[direction]
+            if self.prediction is not None:
+                predicted = self.predicted[direction]
+                columns[f"{name}_predicted"] = predicted
+                columns[f"{name}_grade"] = self.grades[direction]
+                columns[f"{name}_tolerance"] = self.tolerances[direction]
+                columns[f"{name}_ratio"] = s.mean / predicted
         return _selected(pd.DataFrame(columns), select)
 
     def to_frame(self, select: "Select | None" = None) -> "pandas.DataFrame":
         """Returns the tidy long table, predictions included.
 
         Columns: layer, path, kind (the site: input, u, v, z, merge), direction, draw,
-        statistic, value. Draw -1 is the network that was passed in; rows of statistic
-        ``predicted_second_moment`` have draw -2, as they belong to no draw.
+        statistic, value, grade. Draw -1 is the network that was passed in; rows of the
+        statistics ``predicted_second_moment`` and ``predicted_tolerance`` have draw -2,
+        as they belong to no draw, and their grade; that of all others is "measured".
 
         Args:
             select: A glob on paths (``"block_*/Conv_0"``), several, or a predicate.
         """
         import pandas as pd
 
-        frame = self.measurement.to_frame()
-        if not self.predicted:
-            return _selected(frame, select)
+        from layerwise.theory.prediction import PREDICTED
+
+        parts = [self.measurement.to_frame().assign(grade="measured")]
         paths = ("input", *self.measurement.layer_paths)
-        parts = [frame]
-        for direction in DIRECTIONS:
+        for direction in DIRECTIONS if self.prediction is not None else ():
             kind = "u" if direction == "forward" else "z"
-            parts.append(
-                pd.DataFrame(
-                    {
-                        "layer": np.arange(len(paths)),
-                        "path": paths,
-                        "kind": ["input"] + [kind] * (len(paths) - 1),
-                        "direction": direction,
-                        "draw": -2,
-                        "statistic": "predicted_second_moment",
-                        "value": self.predicted[direction],
-                    }
-                )
-            )
+            for statistic, values in (
+                ("predicted_second_moment", self.predicted[direction]),
+                ("predicted_tolerance", self.tolerances[direction]),
+            ):
+                columns = {
+                    "layer": np.arange(len(paths)),
+                    "path": paths,
+                    "kind": ["input"] + [kind] * (len(paths) - 1),
+                    "direction": direction,
+                    "draw": PREDICTED,
+                    "statistic": statistic,
+                    "value": values,
+                    "grade": self.grades[direction],
+                }
+                frame = pd.DataFrame(columns)
+                parts.append(frame[frame["grade"] != ""])
         return _selected(pd.concat(parts, ignore_index=True), select)
 
     def to_json(self) -> str:
@@ -168,12 +194,39 @@ class VarianceReport:
             )
         if m.untapped:
             notes.append("not looked into: " + "; ".join(m.untapped))
-        notes.append(
-            "predicted by eq. (4), (5)"
-            if self.predicted
-            else f"no prediction: {self.unpredicted.splitlines()[0]}"
-        )
+        notes.append(self._theory())
+        scatter = self._scatter()
+        if self.prediction is not None and scatter > 1:
+            notes.append(
+                f"networks scatter by a factor of {np.exp(scatter):.2g}, and rare "
+                f"large ones carry the mean: {m.draws_done} are likely to average "
+                "below what is predicted"
+            )
         return notes
+
+    def _scatter(self) -> float:
+        """Largest standard deviation over networks of log q or log r, at least."""
+        m, found = self.measurement, [0.0]
+        for direction in DIRECTIONS:
+            curve = m.curve(direction)[m.ensemble]
+            logs = np.log(np.where(np.isfinite(curve) & (curve > 0), curve, np.nan))
+            known = np.isfinite(logs).sum(axis=0) > 1
+            found += [
+                float(np.nanstd(logs[:, i], ddof=1)) for i in np.flatnonzero(known)
+            ]
+        return max(found) * (1 - np.sqrt(2 / max(m.draws_done - 1, 2)))
+
+    def _theory(self) -> str:
+        p = self.prediction
+        if p is None:
+            return f"no prediction: {self.unpredicted.splitlines()[0]}"
+        if p.method == "recursion":
+            return "predicted by eq. (4), (5) of Henmi & Kato, of unknown tolerance"
+        missing = [d for d in DIRECTIONS if not any(p.curve_grade(d))]
+        left_out = "; ".join(
+            [f"nothing {d}" for d in missing] + [p.coverage] * bool(p.sampled)
+        )
+        return f"predicted by {p.method}" + (f" ({left_out})" if left_out else "")
 
     def diagnose(self, *, tolerance: float = 100.0) -> "Diagnosis":
         """Returns what is wrong, worst first: see `layerwise.diagnose`."""
@@ -219,9 +272,7 @@ class VarianceReport:
         return plot_comparison({self.title: self}, axes)
 
     def __str__(self) -> str:
-        from layerwise.report.table import to_text
-
-        return to_text(self)
+        return as_text(self)
 
     __repr__ = __str__
 
@@ -253,7 +304,8 @@ def plot_comparison(
     """Draws several reports over each other, a colour each.
 
     Solid: mean over networks, with the band between its 16 % and 84 % quantiles over
-    networks. Dashed: predicted. Thin with dots: the network that was passed in.
+    networks. Dashed: predicted; the legend says how, and with which grades. Thin with
+    dots: the network that was passed in.
 
     Args:
         reports: Name -> report.

@@ -33,6 +33,8 @@ class Point:
         low: 16 % quantile.
         high: 84 % quantile.
         predicted: What theory says, NaN where it says nothing.
+        grade: How far that is to be trusted: "exact", "approximate"; "" for nothing.
+        tolerance: Bound on the error of its logarithm, NaN where none is stated.
         given: That of the network that was passed in, NaN if there was none.
     """
 
@@ -42,7 +44,14 @@ class Point:
     low: float
     high: float
     predicted: float
+    grade: str
+    tolerance: float
     given: float
+
+    @property
+    def trust(self) -> str:
+        """The grade with its tolerance: "exact", "approx. ±6 %", or ""."""
+        return trust(self.grade, self.tolerance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +111,30 @@ def _short(source: str) -> str:
 def _points(report: VarianceReport, direction: str) -> list[Point]:
     s = report.summary(direction)
     nothing = np.full(s.mean.size, math.nan)
-    predicted = report.predicted.get(direction, nothing)
     given = report.given(direction)
-    columns = (s.mean, s.sem, s.median, s.low, s.high, predicted)
-    table = np.stack([*columns, nothing if given is None else given], axis=1)
-    return [Point(*map(float, row)) for row in table]
+    columns = {
+        **{n: getattr(s, n) for n in ("mean", "sem", "median", "low", "high")},
+        "predicted": report.predicted.get(direction, nothing),
+        "tolerance": report.tolerances.get(direction, nothing),
+        "given": nothing if given is None else given,
+    }
+    grades = report.grades.get(direction, ("",) * s.mean.size)
+    return [
+        Point(**{n: float(c[i]) for n, c in columns.items()}, grade=grade)
+        for i, grade in enumerate(grades)
+    ]
+
+
+def trust(grade: str, tolerance: float) -> str:
+    """Returns a grade and a tolerance in a few characters.
+
+    >>> trust("exact", 0.0), trust("approximate", 0.06), trust("approximate", 3.0)
+    ('exact', 'approx. ±6.2 %', 'approx. ×÷20')
+    """
+    name = {"approximate": "approx."}.get(grade, grade)
+    if not tolerance >= 5e-4:  # or none is stated
+        return name
+    if tolerance < math.log(2):
+        return f"{name} ±{100 * math.expm1(tolerance):.2g} %"
+    factor = math.exp(min(tolerance, 700.0))
+    return f"{name} ×÷{factor:.2g}" if factor < 1000 else f"{name} ×÷>1000"

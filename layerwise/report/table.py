@@ -1,6 +1,5 @@
 """The report's table: for a terminal, in Markdown."""
 
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from layerwise.measurement.coverage import Select
 from layerwise.report.diagnosis import diagnose
 from layerwise.report.finding import Diagnosis
 from layerwise.report.report import DIRECTIONS, SYMBOL, VarianceReport
-from layerwise.report.rows import chosen
+from layerwise.report.rows import chosen, trust
 
 
 def number(value: float) -> str:
@@ -33,10 +32,12 @@ def cells(
         s = report.summary(direction)
         header += [f"{symbol} mean", "± s.e.", "median"]
         columns += [list(map(number, v)) for v in (s.mean, s.sem, s.median)]
-        if report.predicted:
-            header += [f"{symbol} predicted", "ratio"]
+        if report.prediction is not None:
+            header += [f"{symbol} predicted", "grade", "ratio"]
             predicted = report.predicted[direction]
             columns.append(list(map(number, predicted)))
+            known = (report.grades[direction], report.tolerances[direction])
+            columns.append(list(map(trust, *known)))
             columns.append(list(map(number, s.mean / predicted)))
     paths = ("input", *report.measurement.layer_paths)
     rows = [
@@ -63,10 +64,10 @@ def _rich_table(report: VarianceReport, directions: Sequence[str]) -> Any:
 
     header, rows = cells(report, directions)
     table = Table(title=report.title, title_justify="left")
-    for i, name in enumerate(header):
+    for name in header:
         table.add_column(
             name,
-            justify="left" if i == 1 else "right",
+            justify="left" if name in ("path", "grade") else "right",
             no_wrap=True,
             overflow="fold",
             style="bold" if name.endswith("mean") else None,
@@ -99,17 +100,6 @@ def rich_verdict(found: Diagnosis, limit: int = 6) -> Iterator[Any]:
         yield Text(f"... and {len(found) - limit} more: report.diagnose()")
 
 
-def to_text(report: VarianceReport, width: int = 140) -> str:
-    """Returns the table as plain text."""
-    from rich.console import Console
-
-    stream = io.StringIO()
-    # In a notebook, rich would show what it prints beside writing it.
-    console = Console(file=stream, width=width, no_color=True, force_jupyter=False)
-    console.print(report)
-    return stream.getvalue()
-
-
 def to_markdown(report: VarianceReport, select: Select | None = None) -> str:
     """Returns the table as Markdown, with title, verdict and notes above it."""
     found = diagnose(report)
@@ -123,7 +113,9 @@ def to_markdown(report: VarianceReport, select: Select | None = None) -> str:
     ]
     lines += ["", "; ".join(report.notes()), ""]
     lines.append("| " + " | ".join(header) + " |")
-    lines.append("|" + "|".join(":--" if h == "path" else "--:" for h in header) + "|")
+    lines.append(
+        "|" + "|".join(":--" if h in ("path", "grade") else "--:" for h in header) + "|"
+    )
     for row in body:
         if chosen(row[1], select):
             lines.append("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |")

@@ -24,6 +24,10 @@ FEW = 0.05
 """Share of the slope that may pass before units count as dead or saturated."""
 
 
+ATTENTION_FIX = "divide the scores by the square root of the head's width"
+LIVE_FIX = "start its bias at 0 (bias_init=nn.initializers.zeros), center its input"
+
+
 def units(evidence: Evidence) -> Iterator[Finding]:
     """Yields activations that pass nothing back, and means that swamp the signal."""
     for run in evidence.runs:
@@ -52,29 +56,22 @@ def _passing(evidence: Evidence, number: int, path: str) -> Iterator[Finding]:
     second = Estimate(float(evidence.second["forward"][:, at[0]].mean()))
     numbers = {"E[phi'^2] / max phi'^2": passing, "E[u^2]": second}
     if flat == "below":
-        yield Finding(
-            "dead_units",
-            "sick",
-            "backward",
-            number,
-            path,
-            numbers,
-            f"only {100 * passing.value:.2g} % of the slope of its activation is left: "
-            "nearly all units are off for nearly all examples.",
-            "start its bias at 0 (bias_init=nn.initializers.zeros), center its input",
-        )
+        kind, fix = "dead_units", LIVE_FIX
+        why = "nearly all units are off for nearly all examples."
     else:
-        yield Finding(
-            "saturation",
-            "sick",
-            "backward",
-            number,
-            path,
-            numbers,
-            f"only {100 * passing.value:.2g} % of the slope of its activation is left: "
-            "its pre-activations lie where it is flat.",
-            scale_fix(),
-        )
+        kind, fix = "saturation", scale_fix()
+        why = "its pre-activations lie where it is flat."
+    yield Finding(
+        kind,
+        "sick",
+        "backward",
+        number,
+        path,
+        numbers,
+        f"only {100 * passing.value:.2g} % of the slope of its activation is left: "
+        f"{why}",
+        fix,
+    )
 
 
 def _activation(layer: Layer) -> Activation | None:
@@ -183,32 +180,27 @@ def _flat(
         # the weight (Derrida's random energy model freezes there).
         n = site.shape[-1]
         limit = 2 * math.log(max(n, 2))
-        if not scores.value - 2 * np.nan_to_num(scores.sem) > limit:
-            return None
+        kind, fix = "attention_saturation", ATTENTION_FIX
         reason = (
             f"softmax over {n} entries sees scores of second moment "
             f"{scores.value:.3g}, above 2 log {n} = {limit:.3g}: one entry takes all "
             "of the weight, and no gradient comes back to the scores."
         )
-        fix = "divide the scores by the square root of the head's width"
-        kind = "attention_saturation"
     else:
         # E[phi'^2] of a Gaussian of scale s falls as 1/s: below 5 % at s^2 = 113 for
         # tanh, at four times that for the logistic function.
         limit = 113.0 if equation.name == "tanh" else 4 * 113.0
-        if not scores.value - 2 * np.nan_to_num(scores.sem) > limit:
-            return None
+        kind, fix = "saturation", scale_fix()
         reason = (
             f"{equation.name} at {equation.source} sees inputs of second moment "
             f"{scores.value:.3g}: it is flat there, and its gate neither learns nor "
             "forgets."
         )
-        fix = scale_fix()
-        kind = "saturation"
-    severity = "sick"
+    if not scores.value - 2 * np.nan_to_num(scores.sem) > limit:
+        return None
     return Finding(
         kind,
-        severity,
+        "sick",
         "backward",
         site.layer,
         evidence.place(column),
@@ -238,7 +230,7 @@ def _off(evidence: Evidence) -> Iterator[Finding]:
             run.path,
             {"share of channels": dead},
             f"{100 * dead.value:.2g} % of its channels are zero for every example.",
-            "start its bias at 0 (bias_init=nn.initializers.zeros), center its input",
+            LIVE_FIX,
         )
         return
 

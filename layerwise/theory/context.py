@@ -2,15 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from layerwise.theory.law import Law
+from layerwise.theory import weights
+from layerwise.theory.law import ENOUGH, Law
 from layerwise.theory.state import State
+from layerwise.theory.weights import Pattern
 from layerwise.tracing import TracedModel, primitives
 from layerwise.tracing.graph import Equation, evaluate
 
@@ -54,12 +57,14 @@ class WeightMoments:
         second: Second moment of its entries.
         mean: Mean, 0.0 where it is zero within sampling error.
         value: The array itself, where it is the same in every network.
-        per_axis: Second moment with all axes kept where it is not uniform, else None.
+        draws: ``(draw, *shape)`` samples where the entries are not known to be
+            independent and alike, else None.
     """
 
     second: float
     mean: float
     value: np.ndarray | None
+    draws: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,6 +106,29 @@ class RuleContext:
             return WeightMoments(float(np.mean(array**2)), 0.0, array)
         return self._weights(atom)
 
+    def pattern(
+        self, atom: Any, fan: Sequence[int], taps: Sequence[int] = ()
+    ) -> Pattern:
+        """Returns how the entries of a kernel are distributed.
+
+        Args:
+            atom: The operand, of a mean of zero.
+            fan: Its axes that are summed over, taps left out.
+            taps: Its axes along positions.
+
+        Raises:
+            NoSoundRule: If they are neither independent nor of a known pattern.
+        """
+        moments = self.weight(atom)
+        if moments.draws is None:
+            whole = tuple((0, self.shape(atom)[a]) for a in taps)
+            return Pattern(moments.second, whole)
+        key = (id(moments.draws), tuple(fan), tuple(taps))
+        if key not in self._patterns:
+            found = weights.pattern(moments.draws, fan, taps)
+            self._patterns[key] = moments.draws, found
+        return self._patterns[key][1]
+
     def sample(self, atom: Any) -> np.ndarray:
         """Returns one draw of a parameter-made operand, to see along what it varies."""
         if not isinstance(atom, int):
@@ -110,6 +138,10 @@ class RuleContext:
     @functools.cached_property
     def _weights(self) -> Callable[[int], WeightMoments]:
         return functools.cache(self._weight_of)
+
+    @functools.cached_property
+    def _patterns(self) -> dict[Hashable, tuple[np.ndarray, Pattern]]:
+        return {}  # with the samples, so that no others get their identity
 
     @functools.cached_property
     def _producers(self) -> Mapping[int, Equation]:
@@ -131,20 +163,23 @@ class RuleContext:
 
     def _weight_of(self, value: int) -> WeightMoments:
         leaf = self.law.leaves.get(self.leaf(value) or "")
-        if leaf is not None and leaf.value is None:
+        if leaf is not None and leaf.value is None and leaf.drawn is None:
             return WeightMoments(leaf.second, leaf.mean, None)
         leaves = self.traced.flow.leaves_of(value)
         if all(self.law.leaves[n].value is not None for n in leaves):
             array = np.asarray(self._sample(value, 1)[0], np.float64)
             return WeightMoments(float(np.mean(array**2)), 0.0, array)
-        draws = self._sample(value, 16)
+        if value in self._leaf_of and leaf is not None and leaf.drawn is not None:
+            return WeightMoments(leaf.second, leaf.mean, None, leaf.drawn)
+        size = math.prod(self.shape(value))
+        draws = self._sample(value, int(np.clip(ENOUGH // max(size, 1), 4, 64)))
         mean = float(np.mean(draws))
         second = float(np.mean(np.square(draws)))
         sem = np.sqrt(second / draws.size)
-        return WeightMoments(second, mean if abs(mean) > 6 * sem else 0.0, None)
+        return WeightMoments(second, mean if abs(mean) > 6 * sem else 0.0, None, draws)
 
     def _sample(self, value: int, draws: int) -> np.ndarray:
-        """Evaluates a parameter-made value on `draws` draws of its leaves (normal)."""
+        """Evaluates a parameter-made value on `draws` draws of its leaves."""
         graph = self.traced.graph
         needed, kept = {value}, []
         for equation in reversed(graph.equations):
@@ -158,10 +193,14 @@ class RuleContext:
         rows = []
         for i in range(draws):
             args = []
-            for v in read:
+            for at, v in enumerate(read):
                 leaf, aval = self.law.leaves[self._leaf_of[v]], graph.avals[v]
                 if leaf.value is not None:
                     args.append(jnp.asarray(leaf.value, aval.dtype))
+                    continue
+                if leaf.drawn is not None:
+                    one = leaf.drawn[(i + at) % len(leaf.drawn)]
+                    args.append(jnp.asarray(one, aval.dtype))
                     continue
                 own = jax.random.fold_in(jax.random.key(7 + i), v)
                 unit = jax.random.normal(own, aval.shape)

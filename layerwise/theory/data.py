@@ -1,6 +1,5 @@
 """The moments of arrays: real inputs, as states."""
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,26 +61,13 @@ def _white(ctx: RuleContext, x: np.ndarray, lags: tuple[tuple[int, ...], ...]) -
 
 
 def _field(ctx: RuleContext, x: np.ndarray, lags: tuple[tuple[int, ...], ...]) -> Field:
-    sizes = x.shape[1:-1]
     n, channels = x.shape[0], x.shape[-1]
-    table = np.zeros((ctx.classes, *map(len, lags), *sizes))
-    total = x.sum(axis=0)
-    for which in itertools.product(*(range(len(v)) for v in lags)):
-        lag = [v[i] for v, i in zip(lags, which, strict=True)]
-        here = tuple(
-            slice(max(0, -d), s - max(0, d)) for d, s in zip(lag, sizes, strict=True)
-        )
-        there = tuple(
-            slice(max(0, d), s + min(0, d)) for d, s in zip(lag, sizes, strict=True)
-        )
-        if any(a.start >= a.stop for a in here):
-            continue
-        at = (slice(None), *here), (slice(None), *there)
-        same = np.einsum("b...c,b...c->...", x[at[0]], x[at[1]])
-        table[(0, *which, *here)] = same / (n * channels)
-        if ctx.classes == 2 and n > 1:
-            both = np.einsum("...c,...c->...", total[here], total[there])
-            table[(1, *which, *here)] = (both - same) / (n * (n - 1) * channels)
+    table = np.zeros((ctx.classes, *map(len, lags), *x.shape[1:-1]))
+    same = lagging.products(np.moveaxis(x, 0, -1).reshape(*x.shape[1:-1], -1), lags)
+    table[0] = same / (n * channels)
+    if ctx.classes == 2 and n > 1:
+        both = lagging.products(x.sum(axis=0), lags)
+        table[1] = (both - same) / (n * (n - 1) * channels)
     mean = x.mean(axis=(0, -1))
     spread = fluctuation.of_batch(np.square(x).mean(axis=-1), lags)
     return Field(mean, table, lags, spread=spread).normalized()

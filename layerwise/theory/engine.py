@@ -17,7 +17,7 @@ import numpy as np
 
 from layerwise import _jax
 from layerwise.moments.activations import cached_float64
-from layerwise.theory import data, lags as lagging, marginal, registry, rules
+from layerwise.theory import data, lags as lagging, marginal, profile, registry, rules
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.law import Law
 from layerwise.theory.plan import Planner
@@ -45,8 +45,13 @@ _PAIRS_BACK = frozenset(
 )
 _PAIRS = _PAIRS_BACK | {"reduce_sum"}
 DENSE_BUDGET = 1e8
-PAIRS_BACK_BUDGET = 1e7
 """Table entries in all, above which fewer lags are held."""
+PAIRS_BACK_BUDGET = 1e7
+"""The same, above which cotangents hold pairs only where a sum or a maximum reads."""
+
+
+class _Unsampled(Exception):
+    """A node has no sound rule, and nothing is to be sampled."""
 
 
 class Engine:
@@ -58,13 +63,15 @@ class Engine:
         inputs: The data inputs.
         cuts: Values whose moments are wanted.
         independent: Take inputs for independent zero-mean entries (`sitewise`).
-        draws: Networks to run where something has to be sampled.
+        draws: Networks to run where something has to be sampled; with 0, what would
+            depend on it stays unknown.
         on_weights: Called with each weight operation and the moments of its result;
             what it returns takes their place.
         on_cotangent: The same backward: called with each weight operation and the
             moments of the cotangent that it hands to its operand.
         log_scale: Leaf name -> logarithm of a factor that sampled networks have it
             multiplied by; may grow during the sweep.
+        progress: Called with (nodes done, nodes in all) over both sweeps.
     """
 
     def __init__(
@@ -79,9 +86,11 @@ class Engine:
         on_weights: Callable[[Node, State], State] | None = None,
         on_cotangent: Callable[[Node, State], State] | None = None,
         log_scale: Mapping[str, float] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ):
         self.traced, self.inputs = traced, tuple(inputs)
         self.on_weights, self.on_cotangent = on_weights, on_cotangent
+        self.progress = progress or (lambda *_: None)
         self.known: dict[int, State] = {}
         self.cotangents: dict[int, list[State]] = {}
         self.total: dict[int, State] = {}
@@ -92,7 +101,7 @@ class Engine:
         self.drawn_back: dict[int, State] = {}
         self.fixed: frozenset[int] = frozenset()
         self.cuts = cuts
-        self.measured_below = False
+        self.measured_below = 0
         self.entries = 0.0
         arrays = deterministic(traced, self.inputs)
         first = next((x for x in self.inputs if np.ndim(x)), None)
@@ -118,6 +127,7 @@ class Engine:
 
         self.nodes = Planner(traced, cuts, frozenset(arrays), constant).plan()
         self.makers.update((n.output, n) for n in self.nodes)
+        self.first_use = {v: n.output for n in self.nodes[::-1] for v in n.inputs}
         self.ctx = dataclasses.replace(
             base, classes=self._classes(), level=self._level(base)
         )
@@ -172,23 +182,30 @@ class Engine:
         return self.known[value]
 
     def run(self) -> None:
-        """Runs both sweeps."""
-        self.forward()
+        """Runs both sweeps, as far as they go."""
+        try:
+            self.forward()
+        except _Unsampled:
+            return
         self._seed()
-        for node in reversed(self.nodes):
+        count = len(self.nodes)
+        for i, node in enumerate(reversed(self.nodes)):
             if self.measured_below:  # everything before depends on what was measured
                 break
+            self.progress(count + i, 2 * count)
             self._backward(node)
 
     def forward(self) -> None:
         """Runs the forward sweep."""
         last = {v: n.output for n in self.nodes for v in n.inputs}
         sums = any(n.name in ("add", "sub") and len(n.inputs) > 1 for n in self.nodes)
-        for node in self.nodes:
+        for i, node in enumerate(self.nodes):
+            self.progress(i, 2 * len(self.nodes))
             self._forward(node)
+            if node.output >= self.first_reader or sums:
+                continue
             for v in node.inputs:  # pairs that neither direction will read again
-                done = v in self.known and v < self.first_reader and not sums
-                if done and last[v] == node.output:
+                if v in self.known and last[v] == node.output:
                     self.known[v] = self.known[v].map(Field.single)
 
     def _forward(self, node: Node) -> None:
@@ -217,16 +234,17 @@ class Engine:
     def _sample(self, node: Node, reason: str) -> None:
         label = self._label(node)
         self.reasons[label] = reason
-        if node.output not in self.sampled:
+        if not self.sampler.draws:
+            raise _Unsampled
+        self.sampled[node.output] = label
+        if node.output not in self.measured:
             wanted = {node.output: label}
-            known = self.nodes if self.on_weights is None else ()
-            for other in known:  # those known to come, in the same run
-                unknown = registry.find(other.name) is None
-                later = unknown and other.output > node.output
-                if later and self._is_float(other.output):
+            later = self.nodes if self.on_weights is None else ()
+            for other in later:  # those likely to be sampled too, in the same run
+                likely = registry.find(other.name) is None or _alike(node, other)
+                new = other.output > node.output and other.output not in self.measured
+                if likely and new and self._is_float(other.output):
                     wanted[other.output] = self._label(other)
-                    self.reasons.setdefault(self._label(other), "no rule")
-            self.sampled.update(wanted)
             self.measured.update(self.sampler.forward(list(wanted), wanted))
         self.known[node.output] = self.measured[node.output]
 
@@ -271,7 +289,7 @@ class Engine:
         """Returns the cotangent of a value, all of its readers' contributions added."""
         if value not in self.total:
             parts = self.cotangents.get(value)
-            if not parts:
+            if not parts or not self._reached(value):
                 return None
             if value < self.first_reader:
                 parts = [p.map(Field.single) for p in parts]
@@ -285,13 +303,13 @@ class Engine:
             self.total[value] = total
         return self.total[value]
 
-    def _drawn(self, value: int, reason: str) -> State:
+    def _drawn(self, value: int, reason: str) -> State | None:
         """Samples the cotangent of a value, for all of its readers together."""
         node = self.makers.get(value)
         label = node.label if node is not None else f"value {value}"
         if self.on_cotangent is None:
-            self._measure_back(value, label, reason)
-            return self.total[value]
+            self._measure_back(value, label, reason, value)
+            return self.total.get(value)
         self.reasons[label] = reason
         if value not in self.drawn_back:
             self.drawn_back.update(self.sampler.backward([value], {value: label}))
@@ -379,7 +397,10 @@ class Engine:
             for v, ct in zip(node.inputs, back, strict=True):
                 if ct is not None and v not in self.fixed:
                     origin = cotangent.roots
-                    if self.sharing.has_weights(node):
+                    if not self.sharing.has_weights(node):
+                        ct = profile.unknown_unless_said(node.name, fitted, ct)
+                    else:
+                        ct = ct.map(lambda f: f.replace(profile=None))
                         origin = self.sharing.roots(node, ())
                         if self.on_cotangent is not None:
                             ct = self.on_cotangent(node, ct)
@@ -390,21 +411,27 @@ class Engine:
                         ct = ct.map(lambda f: f.replace(joint=None))
                     self.cotangents.setdefault(v, []).append(ct)
 
-    def _measure_back(self, top: int, label: str, reason: str) -> None:
-        """Measures the cotangents of a value and of every wanted one before it.
+    def _reached(self, value: int) -> bool:
+        """Whether the sweep has come to all that reads a value."""
+        return self.first_use.get(value, 10**12) > self.measured_below
 
-        They depend on it, or are not reached yet: one run of the model gives them all,
-        and what is given up is the grade of parallel branches alone.
+    def _measure_back(self, node: int, label: str, reason: str, *also: int) -> None:
+        """Measures the cotangents of every wanted value that is not reached, and more.
+
+        They depend on the node's, or on others that were not reached: one run of the
+        model gives them all, and what is given up is the grade of parallel branches.
         """
         self.reasons.setdefault(label, reason)
-        below = [v for v in self.cuts if v < top and v not in self.total]
-        wanted = [v for v in (*below, top) if self._is_float(v)]
+        self.measured_below = max(node, self.measured_below)
+        if not self.sampler.draws:
+            return
+        below = {v for v in self.cuts if not self._reached(v) and v not in self.total}
+        wanted = [v for v in sorted(below.union(also)) if self._is_float(v)]
         try:
             self.total.update(self.sampler.moments_back(wanted, label))
         except Exception as error:  # whatever a derivative rule raises, or its lack
             first = str(error).strip().partition("\n")[0]
             self.reasons[label] = f"{reason}; no derivative: {first}"
-        self.measured_below = True
 
     def _is_float(self, value: int) -> bool:
         return jnp.issubdtype(self.traced.graph.avals[value].dtype, jnp.floating)
@@ -416,9 +443,8 @@ class Engine:
 
     def _sample_back(self, node: Node, reason: str) -> None:
         if self.on_cotangent is None:
-            below = [v for v in node.inputs if v not in self.ctx.data]
-            if below:
-                self._measure_back(max(below), self._label(node), reason)
+            if any(v not in self.ctx.data for v in node.inputs):
+                self._measure_back(node.output, self._label(node), reason)
             return
         self.reasons[node.label] = reason
         wanted = {v: node.label for v in node.inputs if v not in self.ctx.data}
@@ -435,6 +461,15 @@ class Engine:
             self.cotangents[v] = [self.drawn_back[v]]
             self.total.pop(v, None)
         self.fixed = self.fixed | frozenset(wanted)
+
+
+def _alike(a: Node, b: Node) -> bool:
+    """Whether two nodes do the same, so that a rule will likely refuse both."""
+    return (
+        a.name == b.name
+        and len(a.inputs) == len(b.inputs)
+        and str(a.equations[-1].params) == str(b.equations[-1].params)
+    )
 
 
 def is_curved(node: Node) -> bool:

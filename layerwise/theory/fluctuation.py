@@ -21,9 +21,9 @@ References:
     [Hanin2018] the variance of q over networks, for ReLU.
 """
 
+import dataclasses
 import functools
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -153,7 +153,7 @@ def _seen(
 ) -> np.ndarray:
     """Returns what is given by lags of the result by lags of what is contracted."""
     for a, step in enumerate(steps):
-        at = [_between(cotangent.lags[a], v / step) for v in field.lags[a]]
+        at = [between(cotangent.lags[a], v / step) for v in field.lags[a]]
         values = np.moveaxis(np.tensordot(values, np.array(at), (a, 1)), -1, a)
     return values
 
@@ -168,7 +168,7 @@ def _raw(field: Field) -> tuple[np.ndarray, np.ndarray]:
     raw = np.sum(rho, axis=over) / np.maximum(live.sum(axis=over), 1)
     double = raw
     for a, lags in enumerate(field.lags):
-        at = np.array([_between(lags, 2.0 * v) for v in lags])
+        at = np.array([between(lags, 2.0 * v) for v in lags])
         double = np.moveaxis(np.tensordot(double, at, (a, 1)), -1, a)
     return np.asarray(raw), np.asarray(double)
 
@@ -194,7 +194,7 @@ def mapped(
     moved = np.moveaxis(values, axis, -1)
     size_in, size = matrix.shape[1], matrix.shape[0]
     every = range(-(size_in - 1), size_in)
-    known = moved @ np.array([_between(lags, float(v)) for v in every]).T
+    known = moved @ np.array([between(lags, float(v)) for v in every]).T
     p = np.arange(size_in)
     pairs = known[..., p[None, :] - p[:, None] + size_in - 1]
     pairs = weights @ pairs @ weights.T
@@ -202,21 +202,31 @@ def mapped(
     return np.moveaxis(np.stack(rows, axis=-1), -1, axis)
 
 
+def renumbered(field: Field, function: Callable[[np.ndarray], np.ndarray]) -> Field:
+    """Returns the field with what is held by lag taken to the lags of another map."""
+
+    def by_lag(values: Any) -> Any:
+        return function(np.asarray(values)) if np.ndim(values) else values
+
+    after = field.response
+    return field.replace(
+        spread=by_lag(field.spread),
+        response=dataclasses.replace(
+            after, bend=by_lag(after.bend), curl=by_lag(after.curl)
+        ),
+    )
+
+
 def of_batch(squares: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
     """Returns the relative covariance over examples of ``(example, *positions)``."""
+    over = tuple(range(-len(lags), 0)) if lags else ()
     mean = squares.mean(axis=0)
-    out = np.zeros([len(v) for v in lags])
-    for which in itertools.product(*(range(len(v)) for v in lags)):
-        here, there = [], []
-        for v, i, n in zip(lags, which, mean.shape, strict=True):
-            here.append(slice(max(0, -v[i]), n - max(0, v[i])))
-            there.append(slice(max(0, v[i]), n + min(0, v[i])))
-        a, b = tuple(here), tuple(there)
-        both = np.mean(mean[a] * mean[b])
-        if both > 0:
-            product = squares[(slice(None), *a)] * squares[(slice(None), *b)]
-            out[which] = max(float(np.mean(product) / both) - 1.0, 0.0)
-    return out
+    product = lagging.products(np.moveaxis(squares, 0, -1), lags) / len(squares)
+    alone = lagging.products(mean[..., None], lags)
+    together, apart = product.sum(axis=over), alone.sum(axis=over)
+    known = apart > 0
+    ratio = np.divide(together, np.where(known, apart, 1.0))
+    return np.where(known, np.maximum(ratio - 1.0, 0.0), 0.0)
 
 
 def _at_zero(values: Any, field: Field) -> float:
@@ -239,11 +249,11 @@ def _tap_matrix(
     out = np.zeros((len(new), len(old)))
     for row, lag in zip(out, new, strict=True):
         for d in range(-(count - 1), count):
-            row += (count - abs(d)) / count**2 * _between(old, lag * step + d * apart)
+            row += (count - abs(d)) / count**2 * between(old, lag * step + d * apart)
     return out
 
 
-def _between(lags: tuple[int, ...], at: float) -> np.ndarray:
+def between(lags: tuple[int, ...], at: float) -> np.ndarray:
     """Weights of the held lags that interpolate one; beyond them the last."""
     out = np.zeros(len(lags))
     j = int(np.clip(np.searchsorted(lags, at), 0, len(lags) - 1))

@@ -14,6 +14,8 @@ Pairs that lie outside of the map are zero.
 """
 
 import functools
+import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -168,6 +170,36 @@ def shifted(
             )
         out = np.stack(parts, axis=axis)
     assert out.ndim == 2 * rank
+    return out
+
+
+_GRAM = 2**22
+"""Pairs of positions up to which all of them are multiplied at once."""
+
+
+def products(x: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Returns ``(*lags, *positions)``: ``x(p) . x(p + l)``, 0 outside of the map.
+
+    Args:
+        x: ``(*positions, entries)``.
+        lags: The lags of each axis.
+    """
+    sizes = x.shape[:-1]
+    count = math.prod(sizes)
+    if count**2 <= _GRAM:
+        flat = x.reshape(count, -1)
+        there = shifted(np.arange(count, dtype=float).reshape(sizes), lags)
+        index = there.astype(int).reshape(-1, count)
+        got = np.take_along_axis(flat @ flat.T, index, axis=0)
+        return np.asarray(got.reshape(there.shape) * inside(lags, sizes))
+    out = np.zeros((*map(len, lags), *sizes))
+    for which in itertools.product(*(range(len(v)) for v in lags)):
+        lag = [v[i] for v, i in zip(lags, which, strict=True)]
+        ends = list(zip(lag, sizes, strict=True))
+        here = tuple(slice(max(0, -d), s - max(0, d)) for d, s in ends)
+        there = tuple(slice(max(0, d), s + min(0, d)) for d, s in ends)
+        if all(a.start < a.stop for a in here):
+            out[(*which, *here)] = np.einsum("...c,...c->...", x[here], x[there])
     return out
 
 

@@ -33,11 +33,20 @@ class Leaf:
         second: Second moment of its entries.
         mean: Mean of its entries; 0 where it is within sampling error of 0.
         value: The array, where the leaf is the same in every network.
+        drawn: ``(draw, *shape)`` samples, where the entries are not independent and
+            alike by construction.
     """
 
     second: float
     mean: float
     value: np.ndarray | None
+    drawn: np.ndarray | None = None
+
+    def scaled_to(self, second: float) -> "Leaf":
+        """Returns the leaf at another second moment, of zero mean."""
+        if self.drawn is None or not self.second > 0:
+            return Leaf(second, 0.0, None)
+        return Leaf(second, 0.0, None, self.drawn * np.sqrt(second / self.second))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,16 +162,18 @@ def _leaf(
         second = float(np.mean(np.square(value, dtype=np.float64))) if size else 0.0
         return Leaf(second, 0.0, value)
     values = _over_bits(graph, atom, equations, seen) if len(bits) == 1 else None
+    drawn = values is None
     if values is None:
         part = dataclasses.replace(
             graph, equations=tuple(_back_to_key(graph, atom)), outputs=(atom,)
         )
-        count = int(min(256, ENOUGH // max(size, 1) + 1))
+        count = int(np.clip(ENOUGH // max(size, 1), 4, 256))
         run = jax.jit(lambda k: jax.lax.map(lambda one: evaluate(part, [one])[0], k))
         values = np.asarray(run(jax.random.split(key, count)), np.float64)
     mean, second = float(values.mean()), float(np.mean(np.square(values)))
     sem = np.sqrt(second / values.size)
-    return Leaf(second, mean if abs(mean) > 6 * sem else 0.0, None)
+    kept = values.astype(np.float32) if drawn else None
+    return Leaf(second, mean if abs(mean) > 6 * sem else 0.0, None, kept)
 
 
 def _back_to_key(graph: Graph, atom: int) -> list[Equation]:
@@ -261,7 +272,7 @@ def with_variances(
     for layer in traced.layers:
         if layer.path in variances:
             for name in layer.weight_leaves:
-                leaves[name] = Leaf(float(variances[layer.path]), 0.0, None)
+                leaves[name] = leaves[name].scaled_to(float(variances[layer.path]))
 
     def draw(key: jax.Array) -> PyTree:
         flat, tree = jax.tree_util.tree_flatten_with_path(law.draw(key))

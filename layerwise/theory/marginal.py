@@ -291,7 +291,11 @@ class Pointwise:
             mean = 0.5 * (up - down) * np.sqrt(2 / np.pi) * sd
             shape = standardize(np.where(g > 0, up, down) * g)
             return Field(mean, table, f.lags, f.log_scale, shape, spread=f.spread)
-        mean, table, spread, self.shift = self.averaged(phi)
+        if slopes is not None:  # one factor on all of a network scales out
+            mean, _, table = self.pairs(self.values(phi))
+            spread = f.spread
+        else:
+            mean, table, spread, self.shift = self.averaged(phi)
         typical = self.sites.mean(axis=1)
         shape = standardize(phi(typical[0] + typical[1] * g))
         odd = f.symmetric and bool(
@@ -300,20 +304,26 @@ class Pointwise:
         out = Field(mean, table, f.lags, 0.0, shape, symmetric=odd, spread=spread)
         return out.normalized()
 
-    def averaged(self, function: Numeric) -> tuple[np.ndarray, np.ndarray, Any, float]:
+    def averaged(
+        self, function: Numeric, factor: Any = 1.0
+    ) -> tuple[np.ndarray, np.ndarray, Any, float]:
         """Returns moments of a function, the field's own second moment fluctuating.
+
+        Args:
+            function: The function.
+            factor: ``(node,)``: what else it is multiplied by, by z.
 
         Returns:
             Its mean, its pair table, the spread of its second moment, and by how much
             the fluctuation moved the logarithm of that.
         """
-        mean, second, table = self.pairs(self.values(function))
+        mean, second, table = self.pairs(self.values(function) * factor)
         own = self.field.own_spread
         factors, chances = log_normal(own)
         if len(factors) == 1:
             return mean, table, 0.0, 0.0
         w = weights()
-        values = [self.values(function, t) for t in factors]
+        values = [self.values(function, t) * factor for t in factors]
         mean = self.expand(np.tensordot(chances, np.stack(values) @ w, (0, 0)))
         each = np.stack([self.expand(np.square(v) @ w) for v in values])
         full = np.tensordot(chances, each, (0, 0))
@@ -330,11 +340,11 @@ class Pointwise:
         return mean, table, spread, float(np.log(top / np.mean(second)))
 
     def pull_back(self, cotangent: Field, phi: Numeric, slope: Numeric) -> Field:
-        """Returns the cotangent at x of a cotangent at phi(x).
+        """Returns the cotangent at x of a cotangent at phi(x), its profile by z of x.
 
-        The two are taken for independent given the pair's values, as they are when the
-        width goes to infinity; what their dependence adds to order 1/width is in the
-        cotangent's response.
+        The two are taken for independent given the cotangent's profile, as they are
+        when the width goes to infinity; what their dependence adds to order 1/width is
+        in the cotangent's response.
         """
         f = self.field
         slopes = two_slopes(phi)
@@ -343,7 +353,13 @@ class Pointwise:
                 joint=self._linear_joint(cotangent, slopes[0])
             )
         gain, response = 0.0, cotangent.response
-        if slopes is not None and f.shape is None and not np.any(f.mean):
+        given = cotangent.profile
+        if (
+            given is None
+            and slopes is not None
+            and f.shape is None
+            and not np.any(f.mean)
+        ):
             table = dual.two_slope_slope_dual(*slopes, self.rho)
             at = (0, *(v.index(0) for v in f.lags))
             table[at] = 0.5 * (slopes[0] ** 2 + slopes[1] ** 2)
@@ -354,9 +370,17 @@ class Pointwise:
             bend, curl = self._kink(*slopes)
             response = dataclasses.replace(response, bend=bend, curl=curl)
         else:
-            _, table, _, self.shift = self.averaged(slope)
-            _, _, joint = self.pairs(self.values(lambda x: slope(x) * x))
-            gain, response = self._respond(response, phi, slope)
+            root = np.sqrt(1.0 if given is None else given)
+            _, table, _, self.shift = self.averaged(slope, root)
+            _, _, joint = self.pairs(self.values(lambda x: slope(x) * x) * root)
+            if given is not None:
+                alone = _power_sum(root @ _hermite(), self.rho, start=0)
+                table, joint = table / alone, joint / alone
+            if slopes is None or given is None:
+                gain, response = self._respond(response, phi, slope)
+            else:
+                bend, curl = self._kink(*slopes)
+                response = dataclasses.replace(response, bend=bend, curl=curl)
             self.shift = abs(self.shift) + abs(gain)
         return Field(
             np.zeros(f.sizes),
@@ -369,11 +393,15 @@ class Pointwise:
             response=response,
         ).normalized()
 
-    def local(self, phi: Numeric, slope: Numeric) -> "Local":
-        """Returns what a function does at a typical position."""
+    def typical(self, function: Numeric) -> np.ndarray:
+        """Returns ``(node,)``: the function at a typical position."""
         mean, sd = self.sites.mean(axis=1)
         g = nodes() if self.field.shape is None else self.field.shape
-        return Local(mean + sd * g, phi, slope)
+        return function(mean + sd * g)
+
+    def local(self, phi: Numeric, slope: Numeric) -> "Local":
+        """Returns what a function does at a typical position."""
+        return Local(self.typical(lambda x: x), phi, slope)
 
     def _respond(
         self, after: Response, phi: Numeric, slope: Numeric

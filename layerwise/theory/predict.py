@@ -23,6 +23,7 @@ from layerwise.types import PyTree
 
 
 METHODS = ("kernel", "sitewise", "recursion")
+Progress = Callable[[int, int], None]
 
 
 def predict(
@@ -36,6 +37,7 @@ def predict(
     kwargs: Mapping[str, Any] | None = None,
     rngs: Mapping[str, jax.Array] | None = None,
     draws: int = 48,
+    progress: Progress | None = None,
 ) -> Prediction:
     """Predicts the moments of every layer, forward and backward, over random networks.
 
@@ -53,7 +55,9 @@ def predict(
         weight_variance: Layer path -> variance of its weights, in place of the law's.
         kwargs: Keyword arguments of the model's call.
         rngs: Keys of the streams that the call draws from, by name (Linen).
-        draws: Networks to run, where an equation without a sound rule is sampled.
+        draws: Networks to run, where an equation without a sound rule is sampled; with
+            0 none is, and what would depend on it is left out.
+        progress: Called with (steps done, steps in all).
 
     Returns:
         The prediction, with a grade for every number. `exact`: in expectation, at any
@@ -67,6 +71,20 @@ def predict(
         UnsupportedModelError: If the model has no weights or branches on its data; with
             ``method="recursion"``, if it is no chain of layers.
     """
+    check_method(method)
+    ready = prepare(model, params, inputs, kwargs=kwargs, rngs=rngs)
+    check_params(ready.model, ready.example, ready.own)
+    traced = trace(ready.model, ready.example, ready.inputs)
+    moments = law_of(ready, law)
+    if weight_variance:
+        moments = laws.with_variances(moments, traced, weight_variance)
+    return predict_traced(
+        traced, moments, ready.inputs, method=method, draws=draws, progress=progress
+    )
+
+
+def check_method(method: str) -> None:
+    """Raises `InvalidArgumentError` unless there is such a method."""
     if method not in METHODS:
         raise InvalidArgumentError(
             message(
@@ -75,23 +93,33 @@ def predict(
                 'Pass method="kernel".',
             )
         )
-    ready = prepare(model, params, inputs, kwargs=kwargs, rngs=rngs)
-    check_params(ready.model, ready.example, ready.own)
-    traced = trace(ready.model, ready.example, ready.inputs)
-    moments = law_of(ready, law)
-    if weight_variance:
-        moments = laws.with_variances(moments, traced, weight_variance)
+
+
+def predict_traced(
+    traced: TracedModel,
+    law: laws.Law,
+    inputs: tuple[Any, ...],
+    *,
+    method: str = "kernel",
+    draws: int = 48,
+    progress: Progress | None = None,
+) -> Prediction:
+    """Predicts a model that is traced, on its inputs; see `predict`."""
     if method == "recursion":
-        return _recursion(traced, moments, ready.inputs)
-    whole = traced
-    unrolled = unroll(traced, ready.inputs)
-    traced = unrolled.traced
-    sites = placed(whole, unrolled)
-    cuts = frozenset(s.value for s in sites)
-    white = method == "sitewise"
-    engine = Engine(traced, moments, ready.inputs, cuts, independent=white, draws=draws)
+        return _recursion(traced, law, inputs)
+    unrolled = unroll(traced, inputs)
+    sites = placed(traced, unrolled)
+    engine = Engine(
+        unrolled.traced,
+        law,
+        inputs,
+        frozenset(s.value for s in sites),
+        independent=method == "sitewise",
+        draws=draws,
+        progress=progress,
+    )
     engine.run()
-    return _prediction(traced, sites, engine, method)
+    return _prediction(unrolled.traced, sites, engine, method)
 
 
 def law_of(
@@ -147,6 +175,7 @@ def _prediction(
         mean_grade={d: tuple(columns[d]["h"]) for d in DIRECTIONS},
         tolerance={d: np.array(columns[d]["t"]) for d in DIRECTIONS},
         sampled=dict(engine.reasons),
+        draws=engine.sampler.draws,
         equations=sum(len(n.equations) for n in engine.nodes),
         factors=_factors(traced, engine),
         layer_paths=tuple(y.path for y in traced.layers),
@@ -285,6 +314,7 @@ def _recursion(traced: TracedModel, law: laws.Law, arrays: tuple) -> Prediction:
         mean_grade=empty,
         tolerance={d: np.full(len(sites), np.nan) for d in DIRECTIONS},
         sampled={},
+        draws=0,
         equations=len(traced.graph.equations),
         factors={},
         layer_paths=tuple(y.path for y in traced.layers),

@@ -39,7 +39,9 @@ class Prediction:
         mean_grade: The same, for each mean.
         tolerance: Bound on the error of `log_second`, stated by the rules on the way
             there and added up; NaN for what is `measured`, and with "recursion".
-        sampled: Label of each sampled equation -> why it was.
+        sampled: Label of each equation without a sound rule -> why it has none.
+        draws: Networks that those were sampled on; with 0, what depends on them is left
+            out.
         equations: Number of equations interpreted.
         factors: Layer path -> factor name -> by what it multiplied the second moment.
         layer_paths: Path of each layer, numbers 1, 2, ...
@@ -57,6 +59,7 @@ class Prediction:
     mean_grade: dict[str, tuple[Grade | None, ...]]
     tolerance: dict[str, np.ndarray]
     sampled: Mapping[str, str]
+    draws: int
     equations: int
     factors: Mapping[str, Mapping[str, float]]
     layer_paths: tuple[str, ...]
@@ -67,8 +70,11 @@ class Prediction:
 
     @property
     def coverage(self) -> str:
-        """One line: how many equations have a rule, and which were sampled."""
+        """One line: how many equations have a rule, and what of the others."""
         n = len(self.sampled)
+        if n and not self.draws:
+            label, reason = next(iter(self.sampled.items()))
+            return f"Left out: what depends on {label}: {reason}."
         line = (
             f"{self.equations - n} of {self.equations} equations exact or approximate"
         )
@@ -102,16 +108,34 @@ class Prediction:
             log: Return natural logarithms.
         """
         source = self.log_second if log else self.second
+        return self._along(source[direction], direction)
+
+    def curve_tolerance(self, direction: str) -> np.ndarray:
+        """Returns `tolerance` at the points of `curve`."""
+        return self._along(self.tolerance[direction], direction)
+
+    def curve_grade(self, direction: str) -> tuple[str, ...]:
+        """Returns the label of `grade` at the points of `curve`; "" for none."""
+        found = []
+        for i in self._points(direction):
+            grade = None if i is None else self.grade[direction][i]
+            found.append("" if grade is None else grade.label)
+        return tuple(found)
+
+    def _along(self, values: np.ndarray, direction: str) -> np.ndarray:
+        points = self._points(direction)
+        return np.array([np.nan if i is None else values[i] for i in points])
+
+    def _points(self, direction: str) -> list[int | None]:
+        """Returns the site of each point of `curve`; None where there is none."""
         kind = "u" if direction == "forward" else "z"
-        out = np.full(len(self.layer_paths) + 1, np.nan)
-        for layer in range(len(out)):
+        found: list[int | None] = []
+        for layer in range(len(self.layer_paths) + 1):
             try:
-                out[layer] = source[direction][
-                    self.find(kind if layer else "input", layer)
-                ]
+                found.append(self.find(kind if layer else "input", layer))
             except KeyError:
-                continue
-        return out
+                found.append(None)
+        return found
 
     def out_of_range(self, dtype: str = "float32") -> dict[str, str]:
         """Returns site -> "overflow" or "underflow" where 1 sd leaves `dtype`."""
@@ -174,25 +198,15 @@ class Prediction:
 
     def rows(self) -> list[tuple[int, str, float, str, float, str]]:
         """Returns layer, path, E[u^2] and its grade, E[dz^2] and its grade."""
-        q, r = (self.curve(d) for d in DIRECTIONS)
-        found = []
-        for layer in range(len(q)):
-            path = "input" if layer == 0 else self.layer_paths[layer - 1]
-            marks = []
-            for kind, direction in (("u", "forward"), ("z", "backward")):
-                try:
-                    at = self.find(kind if layer else "input", layer)
-                    grade = self.grade[direction][at]
-                except KeyError:
-                    grade = None
-                marks.append("" if grade is None else grade.label)
-            found.append((layer, path, q[layer], marks[0], r[layer], marks[1]))
-        return found
+        paths = ("input", *self.layer_paths)
+        columns = [f(d) for d in DIRECTIONS for f in (self.curve, self.curve_grade)]
+        return list(zip(range(len(paths)), paths, *columns, strict=True))
 
     def notes(self) -> list[str]:
         """Returns what a reader must know to read the numbers."""
         lines = [f"{self.method}: {self.coverage}", self.resolution]
-        lines += [f"Sampled: {k}: {v}." for k, v in list(self.sampled.items())[:3]]
+        if self.draws:
+            lines += [f"Sampled: {k}: {v}." for k, v in list(self.sampled.items())[:3]]
         for dtype in ("float16", "bfloat16", "float32"):
             crossed = self.out_of_range(dtype)
             if crossed:

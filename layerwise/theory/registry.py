@@ -10,13 +10,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from layerwise.errors import InvalidArgumentError, LayerwiseError, message
+from layerwise.errors import InvalidArgumentError, message
 from layerwise.theory.context import Node, RuleContext
+from layerwise.theory.refusal import NoSoundRule as NoSoundRule
 from layerwise.theory.state import State
-
-
-class NoSoundRule(LayerwiseError, NotImplementedError):
-    """A node outside of what its rule is right for; the message says why."""
 
 
 class Rule(Protocol):

@@ -122,7 +122,9 @@ class Repeats:
                 if value is not None and value.size > 65536:
                     return None
                 entries = None if value is None else value.tobytes()
-                parameters.append((moments.second, moments.mean, shape, entries))
+                drawn = moments.draws
+                law = None if drawn is None else float(np.sum(np.square(drawn) ** 2))
+                parameters.append((moments.second, moments.mean, shape, entries, law))
         shapes = tuple(self.ctx.shape(v) for v in (*node.inputs, node.output))
         return (node.name, shapes, *parameters)
 
@@ -173,7 +175,16 @@ def _shift(now: State, then: State, share: float, steady: bool) -> float | None:
 
 
 _OWN_STATE = ("parts", "roots", "terms", "tolerance", "pair_tolerance")
-_OWN_FIELD = ("mean", "table", "log_scale", "shape", "joint", "through", "response")
+_OWN_FIELD = (
+    "mean",
+    "table",
+    "log_scale",
+    "shape",
+    "joint",
+    "through",
+    "response",
+    "profile",
+)
 
 
 def _alike(a: State | Field, b: State | Field, but: Sequence[str]) -> bool:
@@ -195,10 +206,10 @@ def _field_shift(f: Field, g: Field, share: float, steady: bool) -> float | None
         return None
     if f.response is not g.response and not (f.response.is_zero and g.response.is_zero):
         return None
-    if f.shape is not g.shape:
-        if f.shape is None or g.shape is None:
-            return None
-        if np.abs(f.shape - g.shape).max() > share * 10:
+    for x, y in ((f.shape, g.shape), (f.profile, g.profile)):
+        if x is y:
+            continue
+        if x is None or y is None or not np.abs(x - y).max() <= share * 10:
             return None
     if f.table is g.table and f.mean is g.mean:
         return f.log_scale - g.log_scale

@@ -46,6 +46,18 @@ class Response:
         bend, curl = (float(v[at]) if np.ndim(v) else v for v in (self.bend, self.curl))
         return dataclasses.replace(self, bend=bend, curl=curl)
 
+    def apart(self, at: tuple[int, ...]) -> "Response":
+        """Returns the response with slopes at different positions independent."""
+
+        def only(values: Any) -> Any:
+            if np.ndim(values) == 0:
+                return values
+            kept = np.zeros_like(values)
+            kept[at] = values[at]
+            return kept
+
+        return dataclasses.replace(self, bend=only(self.bend), curl=only(self.curl))
+
     @staticmethod
     def average(parts: Sequence["Response"], weights: Sequence[float]) -> "Response":
         """Returns the average by weights that sum to 1."""

@@ -6,6 +6,7 @@ are taken from what comes out. Everything that depends on it is graded `measured
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,8 +38,13 @@ class Sampler:
     seed: int = 11
     log_scale: Mapping[str, float] | None = None
 
+    @functools.cached_property
+    def _leaves(self) -> Callable[[jax.Array], list[jax.Array]]:
+        """The leaves of a drawn network: compiled once for all that is sampled."""
+        return jax.jit(lambda key: jax.tree.leaves(self.ctx.law.draw(key)))
+
     def _args(self, key: jax.Array) -> list[Any]:
-        leaves = jax.tree.leaves(self.ctx.law.draw(key))
+        leaves = list(self._leaves(key))
         names = self.ctx.traced.leaf_values
         for i, name in enumerate(names if self.log_scale else ()):
             assert self.log_scale is not None
@@ -51,7 +57,7 @@ class Sampler:
         graph = self.ctx.traced.graph
 
         @jax.jit
-        def run(key: jax.Array) -> dict[int, jax.Array]:
+        def values_of(args: list[Any]) -> dict[int, jax.Array]:
             seen: dict[int, jax.Array] = {}
 
             def on_value(value: int, x: Any) -> Any:
@@ -59,8 +65,11 @@ class Sampler:
                     seen[value] = x
                 return x
 
-            evaluate(graph, self._args(key), on_value=on_value)
+            evaluate(graph, args, on_value=on_value)
             return seen
+
+        def run(key: jax.Array) -> dict[int, jax.Array]:
+            return values_of(self._args(key))
 
         return self._collect(run, values, label)
 
@@ -69,14 +78,16 @@ class Sampler:
         run = self._pullback(values)
 
         @jax.jit
-        def moments(key: jax.Array) -> dict[int, tuple[jax.Array, jax.Array]]:
-            found = run(key)
+        def moments(
+            args: list[Any], key: jax.Array
+        ) -> dict[int, tuple[jax.Array, jax.Array]]:
+            found = run(args, key)
             wide = {v: x.astype(jnp.float32) for v, x in found.items()}
             return {v: (x.mean(), jnp.square(x).mean()) for v, x in wide.items()}
 
         means, seconds = np.zeros(len(values)), np.zeros(len(values))
         for key in jax.random.split(jax.random.key(self.seed), self.draws):
-            got = moments(key)
+            got = moments(self._args(jax.random.fold_in(key, 0)), key)
             means += [float(got[v][0]) / self.draws for v in values]
             seconds += [float(got[v][1]) / self.draws for v in values]
         return {
@@ -95,16 +106,19 @@ class Sampler:
         self, values: Sequence[int], label: dict[int, str]
     ) -> dict[int, State]:
         """Returns the states of the cotangents of some values."""
-        return self._collect(jax.jit(self._pullback(values)), values, label)
+        pulled = jax.jit(self._pullback(values))
+
+        def run(key: jax.Array) -> dict[int, jax.Array]:
+            return pulled(self._args(jax.random.fold_in(key, 0)), key)
+
+        return self._collect(run, values, label)
 
     def _pullback(self, values: Sequence[int]) -> Callable[..., dict[int, jax.Array]]:
-        """Returns ``key -> the cotangents of some values`` in a drawn network."""
+        """Returns ``arguments, key -> the cotangents of some values``."""
         graph = self.ctx.traced.graph
         avals = graph.avals
 
-        def run(key: jax.Array) -> dict[int, jax.Array]:
-            args = self._args(jax.random.fold_in(key, 0))
-
+        def run(args: list[Any], key: jax.Array) -> dict[int, jax.Array]:
             def loss(shifts: dict[int, jax.Array]) -> jax.Array:
                 def on_value(value: int, x: Any) -> Any:
                     return x + shifts[value] if value in shifts else x

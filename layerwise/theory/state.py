@@ -18,6 +18,10 @@ from layerwise.theory import lags as lagging
 from layerwise.theory.response import NO_RESPONSE, Response
 
 
+UNKNOWN = np.full(1, np.nan)
+"""The profile of a cotangent that a rule has not followed."""
+
+
 class Grade(enum.IntEnum):
     """How a number was come by; what depends on several has the worst of theirs."""
 
@@ -54,6 +58,9 @@ class Field:
         spread: ``(*lags,)``: relative covariance of the second moments of a pair of
             positions, over networks and examples; 0.0 for none.
         response: Cotangents only: what they gain by such fluctuations of the value.
+        profile: Cotangents only: ``(node,)``, their power given the value, at the nodes
+            of its marginal law, of mean 1 (`layerwise.theory.profile`); None where they
+            are independent of it.
     """
 
     mean: Any  # arrays; NumPy makes scalars of those without axes
@@ -68,6 +75,7 @@ class Field:
     weights: float = np.inf
     spread: Any = 0.0
     response: Response = NO_RESPONSE
+    profile: np.ndarray | None = None
 
     @property
     def rank(self) -> int:
@@ -246,7 +254,18 @@ def mix(fields: Sequence[Field], weights: Sequence[float]) -> Field:
         weights=min(f.weights for f, _ in at),
         spread=common(shares, [f.spread for f, _ in at]),
         response=Response.average([f.response for f, _ in at], shares),
+        profile=average_profile([f.profile for f, _ in at], shares),
     )
+
+
+def average_profile(
+    profiles: Sequence[np.ndarray | None], shares: Sequence[float]
+) -> np.ndarray | None:
+    """Returns the profile of a sum of cotangents, by their shares of its power."""
+    if all(p is None for p in profiles):
+        return None
+    known = [1.0 if p is None else p for p in profiles]
+    return np.asarray(sum(s * p for s, p in zip(shares, known, strict=True)))
 
 
 def white(

@@ -196,7 +196,25 @@ class _Writer:
                     return None
                 body = from_jaxpr(_jax.sub_jaxprs(e.eqn)[0])
                 return self._nested(body, operands, iteration)
+            case "reduce_sum":
+                return self._sum_of_stack(e, operands)
         return None
+
+    def _sum_of_stack(
+        self, e: Equation, operands: tuple[Atom, ...]
+    ) -> list[Atom] | None:
+        """A stack that is summed over its own axis is a sum of its parts."""
+        made = self.producers.get(operands[0])  # type: ignore[arg-type]
+        if made is None or made.name != "stack":
+            return None
+        if tuple(e.params["axes"]) != (made.params["axis"],):
+            return None
+        total, *rest = made.inputs
+        aval = self._aval(total)
+        for atom in rest:
+            add = _add_equation(aval.shape, aval.dtype)
+            total = self._emit(e, add, (total, atom))
+        return [total]
 
     def _nested(
         self, body: Graph, operands: Sequence[Atom], iteration: tuple[int, ...]
@@ -326,6 +344,12 @@ def _stack_equations(shape: tuple[int, ...], dtype: Any, n: int) -> tuple[Any, A
     row = [jax.ShapeDtypeStruct((1, *shape), dtype)] * n
     join = jax.make_jaxpr(lambda *xs: jax.lax.concatenate(xs, 0))(*row)
     return lift.jaxpr.eqns[-1], join.jaxpr.eqns[-1]
+
+
+@functools.cache
+def _add_equation(shape: tuple[int, ...], dtype: Any) -> Any:
+    like = jax.ShapeDtypeStruct(shape, dtype)
+    return jax.make_jaxpr(jax.lax.add)(like, like).jaxpr.eqns[-1]
 
 
 @functools.cache

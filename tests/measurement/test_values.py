@@ -9,7 +9,12 @@ import pytest
 
 import layerwise as lw
 from layerwise.tracing.model import as_function
-from tests.measurement.models import CASES, explicit
+from tests.measurement import models, program_models
+from tests.measurement.tagged import CASES, explicit
+
+
+assert models  # imported, as the next is, to list their cases
+assert program_models
 
 
 # A network in each of these runs always, in one precision; all of them in both when

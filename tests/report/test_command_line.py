@@ -64,6 +64,7 @@ def test_a_sick_model_exits_with_1_and_writes_everything(models, tmp_path, capsy
     files = {k: tmp_path / f"out.{k}" for k in ("html", "json", "markdown", "csv")}
     flags = [x for k, f in files.items() for x in (f"--{k}", str(f))]
     args = ["--args", '{"depth": 7, "gain": 0.5}', "--input", "4,16", "--draws", "4"]
+    flags += ["--predict", "recursion"]
     status = cli.main(["report", f"{models}:Deep", *args, *flags, "--quiet"])
     out = capsys.readouterr()
     assert status == 1, out
@@ -72,6 +73,7 @@ def test_a_sick_model_exits_with_1_and_writes_everything(models, tmp_path, capsy
     assert "Traceback" not in out.err
     assert json.loads(files["json"].read_text())["verdict"] == "sick"
     assert files["markdown"].read_text().startswith("**Deep: sick**")
+    assert "predicted by eq. (4), (5)" in files["markdown"].read_text()
     assert files["csv"].read_text().startswith("layer,path,kind,direction,draw")
     page = files["html"].read_text()
     assert 'class="layers"' in page
@@ -81,7 +83,7 @@ def test_a_sick_model_exits_with_1_and_writes_everything(models, tmp_path, capsy
 def test_two_inputs_one_of_integers_and_keyword_arguments(models, capsys):
     status = cli.main([
         "report", f"{models}:Pair", "--input", "int:4,6:vocab=20", "--input", "4,8",
-        "--kwargs", '{"train": false}', "--draws", "2", "--quiet",
+        "--kwargs", '{"train": false}', "--draws", "2", "--quiet", "--predict", "none",
     ])  # fmt: skip
     out = capsys.readouterr()
     assert status == 1, out

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import flax.linen as nn
@@ -8,6 +9,8 @@ import pytest
 
 import layerwise as lw
 from helpers import F34_REFERENCE, assert_mean_close
+from layerwise.errors import InvalidArgumentError
+from layerwise.report import beside
 
 
 class Padded(nn.Module):
@@ -25,7 +28,19 @@ class Padded(nn.Module):
 @pytest.fixture(scope="module")
 def report():
     x = jax.random.normal(jax.random.key(3), (64, 4, 4, 3))
-    return lw.propagate_variance(Padded(), None, x, draws=48, scheme="kaiming_fan_in")
+    return lw.propagate_variance(
+        Padded(), None, x, draws=48, scheme="kaiming_fan_in", method="recursion"
+    )
+
+
+@pytest.fixture(scope="module")
+def judged(report):
+    """The same measurement beside the kernel method."""
+    found, reason = beside.predict_beside(
+        report.measurement, method="kernel", took=0.0, own_loss=False
+    )
+    assert reason == ""
+    return dataclasses.replace(report, prediction=found)
 
 
 def test_one_layer_of_the_recursion_is_exact_on_white_input(report):
@@ -53,7 +68,7 @@ def test_the_table_is_the_summary(report):
 def test_the_tidy_frame_holds_every_number(report):
     frame = report.to_frame()
     assert list(frame.columns) == [
-        "layer", "path", "kind", "direction", "draw", "statistic", "value",
+        "layer", "path", "kind", "direction", "draw", "statistic", "value", "grade",
     ]  # fmt: skip
     drawn = frame[frame["draw"] >= 0]
     keys = ["layer", "path", "kind", "direction", "draw", "statistic"]
@@ -68,6 +83,8 @@ def test_the_tidy_frame_holds_every_number(report):
     )
     predicted = frame[frame["statistic"] == "predicted_second_moment"]
     assert len(predicted) == 2 * 4
+    assert set(predicted["grade"]) == {"approximate"}
+    assert set(drawn["grade"]) == {"measured"}
     assert len(json.loads(report.to_json())["rows"]) == len(frame)
 
 
@@ -94,7 +111,7 @@ def test_plot_takes_and_returns_axes(report):
 def test_given_parameters_are_one_network_beside_the_ensemble(key):
     x = jax.random.normal(key, (2, 4, 4, 3))
     params = Padded().init(key, x)
-    report = lw.propagate_variance(Padded(), params, x, draws=3)
+    report = lw.propagate_variance(Padded(), params, x, draws=3, method=None)
     assert list(report.measurement.draws) == [-1, 0, 1, 2]
     given = report.given("forward")
     np.testing.assert_array_equal(given, report.measurement.curve("forward")[0])
@@ -116,12 +133,114 @@ def test_a_model_that_is_no_chain_is_measured_and_says_why_not_predicted(key):
             x = nn.Dense(8)(x)
             return nn.Dense(2)(x + nn.Dense(8)(nn.relu(x)))
 
-    report = lw.propagate_variance(Residual(), None, jnp.ones((2, 8)), draws=2)
+    report = lw.propagate_variance(
+        Residual(), None, jnp.ones((2, 8)), draws=2, method="recursion"
+    )
     assert not report.predicted
     assert "no prediction: Dense_" in str(report)
     assert "q_predicted" not in report.table().columns
     assert "merge" in {s.kind for s in report.measurement.sites}
     report.plot()
+
+
+def test_the_engine_is_right_beside_its_measurement(judged):
+    """Exact in expectation, any width: all but the layer behind the padded ReLU's."""
+    m = judged.measurement
+    q, r = (m.curve(d)[m.ensemble] for d in ("forward", "backward"))
+    for layer in range(1, 4):
+        bias = 2 / 32 * judged.predicted["forward"][layer]  # order 1/width
+        assert_mean_close(q[:, layer], judged.predicted["forward"][layer], bias=bias)
+    for layer in range(3):
+        bias = 2 / 32 * judged.predicted["backward"][layer]
+        assert_mean_close(r[:, layer], judged.predicted["backward"][layer], bias=bias)
+    assert judged.grades["forward"][1] == "exact"
+
+
+def test_no_prediction_is_shown_without_its_grade(judged):
+    table = judged.table()
+    for name in "qr":
+        assert (table[f"{name}_grade"] != "").all()
+        assert set(table[f"{name}_grade"]) <= {"exact", "approximate"}
+    text = str(judged)
+    assert "predicted by kernel" in text
+    first = next(y for y in text.splitlines() if "Conv_0" in y)
+    assert "exact" in first
+    shown = judged._repr_html_()
+    assert shown.count(">exact<") == sum(
+        g.count("exact") for g in judged.grades.values()
+    )
+    labels = [t.get_text() for t in judged.plot()[0].figure.legends[0].get_texts()]
+    assert any(t.startswith("predicted, kernel (exact") for t in labels)
+    frame = judged.to_frame()
+    assert set(frame[frame["draw"] == -2]["grade"]) <= {"exact", "approximate"}
+
+
+def test_what_has_no_sound_rule_is_left_out_with_the_reason():
+    class Attention(nn.Module):
+        input_shape = (6, 8)
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Dense(8)(x)
+            weights = nn.softmax(x @ x.swapaxes(1, 2))
+            return nn.Dense(4)(weights @ x)
+
+    report = lw.propagate_variance(Attention(), draws=2)
+    assert report.grades["forward"][:2] == ("exact", "exact")
+    assert report.grades["forward"][2] == ""
+    assert np.isnan(report.predicted["forward"][2])
+    assert "nothing backward; Left out: what depends on " in "".join(report.notes())
+    assert report.to_frame()["grade"].isin(["exact", "measured"]).all()
+    assert "| - |" in report.to_markdown()
+
+
+def test_a_loss_of_ones_own_has_no_prediction_backward():
+    report = lw.propagate_variance(Padded(), draws=2, loss=lambda y: jnp.sum(y**2))
+    assert report.grades["backward"] == ("",) * 4
+    assert report.grades["forward"][1] == "exact"
+    assert "predicted by kernel (nothing backward" in "".join(report.notes())
+
+
+def test_a_stack_of_networks_is_predicted_by_its_second_moments(key):
+    """Networks of twelve scales: the mean of their squares counts."""
+    scales = jnp.arange(1.0, 13.0).reshape(12, 1, 1) / 4
+    stack = {"w": scales * jax.random.normal(key, (12, 16, 256))}
+    x = jnp.ones((4, 16))
+    report = lw.propagate_variance(lambda p, x: x @ p["w"], stack, x)
+    want = 16 * float(jnp.mean(jnp.square(scales)))
+    assert report.predicted["forward"][1] == pytest.approx(want, rel=0.05)
+    assert report.summary("forward").mean[1] == pytest.approx(want, rel=0.1)
+
+
+def test_the_report_comes_where_the_prediction_does_not(report, monkeypatch):
+    def ask():
+        return beside.predict_beside(
+            report.measurement, method="kernel", took=0.0, own_loss=False
+        )
+
+    monkeypatch.setattr(beside, "PATIENCE", -1.0)
+    found, reason = ask()
+    assert found is None
+    assert "it took more than 0 s (0 of" in reason
+
+    def fail(*_, **__):
+        raise ZeroDivisionError("somewhere\ndeep")
+
+    monkeypatch.setattr(beside.theory, "predict_traced", fail)
+    found, reason = ask()
+    assert found is None
+    assert reason == "the theory engine failed, ZeroDivisionError: somewhere"
+    shown = dataclasses.replace(report, prediction=None, unpredicted=reason)
+    assert f"no prediction: {reason}" in str(shown)
+    assert "q_predicted" not in shown.table().columns
+
+
+def test_nothing_is_predicted_where_nothing_is_asked_for():
+    report = lw.propagate_variance(Padded(), draws=2, method=None)
+    assert report.prediction is None
+    assert "no prediction: none was asked for" in report.notes()
+    with pytest.raises(InvalidArgumentError, match="Did you mean 'kernel'"):
+        lw.propagate_variance(Padded(), method="kernels")
 
 
 @pytest.mark.slow
@@ -134,7 +253,12 @@ def test_f34_at_224_px_agrees_and_disagrees_where_it_should():
     """
     x = jax.random.normal(jax.random.key(11), (2, 224, 224, 3))
     report = lw.propagate_variance(
-        lw.zoo.f34(), None, x, draws=40, scheme="kaiming_fan_in"
+        lw.zoo.f34(),
+        None,
+        x,
+        draws=40,
+        scheme="kaiming_fan_in",
+        method="recursion",
     )
     reference = F34_REFERENCE["schemes"]["kaiming_fan_in"]
     np.testing.assert_allclose(

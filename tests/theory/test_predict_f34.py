@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import layerwise as lw
+from layerwise.theory import engine
 from layerwise.theory.predict import predict
 from layerwise.theory.state import Grade
 
@@ -61,6 +62,18 @@ def test_exact_table_at_smaller_sizes(name, size):
     )
     q = getattr(ref, f"SIZE_{name}_Q")
     np.testing.assert_allclose(got.curve("forward")[1:], q, rtol=1e-3)
+
+
+def test_no_pairs_are_given_up_that_the_backward_sweep_reads(monkeypatch):
+    # Large maps hold fewer pairs; the overlapping pooling at the bottom reads its own.
+    net = lw.zoo.f34(image_size=32, width=8)
+    whole = predict(net, None, white(32), method="sitewise")
+    monkeypatch.setattr(engine, "PAIRS_BACK_BUDGET", 0.0)
+    fewer = predict(net, None, white(32), method="sitewise")
+    assert Grade.MEASURED not in fewer.grade["backward"]
+    np.testing.assert_allclose(
+        fewer.curve("backward"), whole.curve("backward"), rtol=1e-6
+    )
 
 
 def test_grades_and_coverage():

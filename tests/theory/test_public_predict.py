@@ -57,6 +57,36 @@ def test_the_table_has_a_measurement_s_columns_and_the_grade():
     assert "zero padding loses" in got.reason("Conv_0")
 
 
+def test_without_sampling_all_that_is_said_is_the_same_and_the_rest_is_left_out():
+    class Residual(nn.Module):
+        """A branch and its trunk, with a softmax between them."""
+
+        @nn.compact
+        def __call__(self, x):
+            first = nn.Dense(16)(x)
+            mixed = nn.softmax(nn.Dense(16)(first)) + first
+            return nn.Dense(4)(nn.Dense(16)(nn.relu(mixed)))
+
+    x = jax.random.normal(jax.random.key(2), (4, 8))
+    steps: list[tuple[int, int]] = []
+    bare = lw.predict(
+        Residual(), None, x, draws=0, progress=lambda i, n: steps.append((i, n))
+    )
+    full = lw.predict(Residual(), None, x, draws=4)
+    assert bare.curve_grade("forward") == ("exact",) * 3 + ("",) * 2
+    assert bare.curve_grade("backward") == ("",) * 5
+    assert full.curve_grade("forward")[3:] == ("measured",) * 2
+    known = np.array(bare.curve_grade("forward")) != ""
+    for values in (bare, full):
+        assert np.isfinite(values.curve("forward")[known]).all()
+    np.testing.assert_array_equal(
+        bare.curve("forward")[known], full.curve("forward")[known]
+    )
+    assert np.isnan(bare.curve("forward")[~known]).all()
+    assert bare.coverage.startswith("Left out: what depends on ")
+    assert [done for done, _ in steps] == list(range(len(steps)))
+
+
 def test_the_coverage_page_is_that_of_the_registry():
     page = Path(__file__).parents[2] / "docs" / "coverage.md"
     assert page.read_text() == coverage_table(), (

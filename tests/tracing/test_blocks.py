@@ -1,20 +1,11 @@
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import pytest
 
 import layerwise as lw
+from helpers import traced
 from layerwise.tracing import as_function, trace
 from layerwise.tracing.blocks import blocks, residual_blocks
-from layerwise.tracing.model import abstract_params, default_inputs
-
-
-def traced(model, inputs=None):
-    function = as_function(model)
-    if inputs is None:
-        inputs = default_inputs(function, jax.random.key(0))
-        assert inputs is not None
-    return trace(function, abstract_params(function, inputs), inputs)
 
 
 def small(name):

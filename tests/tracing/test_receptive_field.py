@@ -11,14 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from layerwise.tracing import trace
-from layerwise.tracing.prepare import prepare
+from helpers import traced
 from layerwise.tracing.receptive_field import receptive_fields
-
-
-def traced(model, x):
-    ready = prepare(model, None, x)
-    return trace(ready.model, ready.example, ready.inputs)
 
 
 def conv(features, kernel, **options):

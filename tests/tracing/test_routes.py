@@ -10,14 +10,8 @@ import jax.numpy as jnp
 import pytest
 
 import layerwise as lw
-from layerwise.tracing import trace
-from layerwise.tracing.prepare import prepare
+from helpers import traced
 from layerwise.tracing.routes import count_paths
-
-
-def traced(model, x):
-    ready = prepare(model, None, x)
-    return trace(ready.model, ready.example, ready.inputs)
 
 
 def one(name=None):

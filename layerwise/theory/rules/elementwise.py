@@ -7,11 +7,19 @@ from typing import Any
 import numpy as np
 
 from layerwise.moments.activations import cached_float64
-from layerwise.theory import lags as lagging, marginal
+from layerwise.theory import lags as lagging, marginal, profile as profiles
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.response import Response
-from layerwise.theory.state import Field, Grade, State, common, mix
+from layerwise.theory.state import (
+    UNKNOWN,
+    Field,
+    Grade,
+    State,
+    average_profile,
+    common,
+    mix,
+)
 
 
 ROUNDING = 0.002
@@ -77,20 +85,24 @@ class Pointwise:
         phi, slope = cached_float64(node.data)
         slopes = marginal.two_slopes(phi)
         linear = slopes is not None and slopes[0] == slopes[1]
-        if not linear and any(f.shape is not None for _, f in states[0].parts):
-            # An activation behind a sum with another's result (a post-activation
-            # residual): the same units stay active from block to block, so that the
-            # cotangent that comes down the skip depends on this derivative.
+        unclear = max(_unclear(ct, slopes) for _, ct in cotangent.parts)
+        if not linear and unclear > UNCLEAR:
             raise NoSoundRule("a derivative that depends on the cotangent")
+        normal = all(f.shape is None for _, f in states[0].parts)
         symmetric = all(f.symmetric for _, f in states[0].parts)
         sound = linear or (slopes is not None and symmetric)
         parts, shift, growth = [], 0.0, 0.0
         for (n, f), (_, ct) in zip(states[0].parts, cotangent.parts, strict=True):
             if ct.through is not None:
-                got = ct.replace(table=ct.through, through=None, joint=None)
+                got = ct.replace(
+                    table=ct.through, through=None, joint=None, profile=UNKNOWN
+                )
             else:
                 run = marginal.Pointwise(f)
-                got = run.pull_back(ct, phi, slope)
+                given = profiles.in_front(ct.profile, run.typical(phi))
+                got = run.pull_back(ct.replace(profile=given), phi, slope)
+                after = profiles.behind(given, run.typical(slope))
+                got = got.replace(profile=after)
                 shift = max(shift, abs(run.shift))
                 if not sound:
                     local = run.local(phi, slope)
@@ -102,7 +114,10 @@ class Pointwise:
         sources = cotangent.sources | (frozenset() if sound else states[0].sources)
         tolerance = cotangent.tolerance
         if not sound:
-            tolerance += growth * states[0].tolerance + 0.5 * shift + ROUNDING
+            tolerance += growth * states[0].tolerance + 0.5 * shift
+            tolerance += ROUNDING if normal else NOT_NORMAL
+        if not linear:
+            tolerance += unclear
         return [
             dataclasses.replace(
                 cotangent,
@@ -114,6 +129,28 @@ class Pointwise:
                 + (0.0 if linear else pair_error(states[0])),
             )
         ]
+
+
+UNCLEAR = 0.1
+"""Stated error up to which a cotangent may depend on the value in a way unknown."""
+
+
+def _unclear(cotangent: Field, slopes: tuple[float, float] | None) -> float:
+    """Returns how far off the way a cotangent goes with the value may bring it.
+
+    Behind a maximum that depends on the cotangent, only where the activation stops the
+    maximum itself: never more than that share, at twice the average power.
+    """
+    profile = cotangent.profile
+    if cotangent.through is None:
+        return np.inf if profiles.is_unknown(profile) else 0.0
+    if profile is None:
+        return 0.0
+    if slopes is None or slopes[1] != 0.0:
+        return np.inf
+    passed = float(np.mean(cotangent.replace(table=cotangent.through).second))
+    whole = slopes[0] ** 2 * float(np.mean(cotangent.second))
+    return 2.0 * (1.0 - passed / whole) if whole > 0 else 0.0
 
 
 def pair_error(state: State) -> float:
@@ -184,6 +221,7 @@ def add_fields(f: Field, g: Field, sign: float = 1.0) -> Field:
         weights=f.weights + g.weights,
         spread=common(shares, [f.spread, g.spread]),
         response=Response.average([f.response, g.response], shares),
+        profile=average_profile([f.profile, g.profile], shares),
     ).normalized()
 
 
@@ -236,7 +274,31 @@ class Sum:
         cotangent: State,
     ) -> Sequence[State | None]:
         """Copies the cotangent to both terms."""
-        return [_of_term(fit_parts(cotangent, s), s, out) for s in states]
+        back = [cotangent] * len(states)
+        if len(states) == 2:
+            back = [_given_term(node, states, i, out, cotangent) for i in (0, 1)]
+        return [
+            _of_term(fit_parts(ct, s), s, out)
+            for ct, s in zip(back, states, strict=True)
+        ]
+
+
+def _given_term(
+    node: Node, states: Sequence[State], i: int, out: State, cotangent: State
+) -> State:
+    """Returns the cotangent with its profile by the term's z, not the sum's."""
+    if all(f.profile is None for _, f in cotangent.parts):
+        return cotangent
+    if states[0].roots & states[1].roots:  # what the terms share is not followed
+        return cotangent.map(lambda f: f.replace(profile=UNKNOWN))
+    signs = (1.0, -1.0 if node.name == "sub" else 1.0)
+    order = (signs[i], signs[1 - i])
+    parts = []
+    for (n, *terms), (_, s), (_, ct) in zip(
+        aligned(*states), out.parts, cotangent.parts, strict=True
+    ):
+        parts.append((n, profiles.of_term(ct, s, terms[i], terms[1 - i], order)))
+    return dataclasses.replace(cotangent, parts=tuple(parts))
 
 
 def _of_term(cotangent: State, term: State, total: State) -> State:

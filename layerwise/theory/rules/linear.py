@@ -10,20 +10,22 @@ padding, dilation and number of groups. Backward the same sum is read the other 
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from layerwise.theory import data, fluctuation, lags as lagging
-from layerwise.theory.context import Node, RuleContext, WeightMoments
+from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.state import Field, Grade, State
+from layerwise.theory.weights import Pattern
 from layerwise.tracing.connections import Axis, conv_axes
 
 
-def fresh(ctx: RuleContext, node: Node) -> tuple[int, WeightMoments]:
-    """Returns the position of the weight operand and its moments, if it is one.
+def fresh(ctx: RuleContext, node: Node) -> int:
+    """Returns the position of the weight operand, if it is one.
 
     Raises:
         NoSoundRule: If there is no weight, its mean is not zero, or it is fixed.
@@ -38,7 +40,25 @@ def fresh(ctx: RuleContext, node: Node) -> tuple[int, WeightMoments]:
         raise NoSoundRule("the weight is the same in every network")
     if moments.mean**2 > 1e-3 * moments.second:
         raise NoSoundRule(f"the weight's mean is {moments.mean:.3g}, not zero")
-    return side[0], moments
+    return side[0]
+
+
+def _kernel(ctx: RuleContext, node: Node) -> tuple[Pattern, tuple[Axis, ...], int]:
+    """Returns the pattern of a convolution's kernel, its axes, and its channels read.
+
+    The axes are in the order of the signal's, and have the taps of the support alone.
+    """
+    if fresh(ctx, node) != 1:
+        raise NoSoundRule("a weight convolved with the signal as its kernel")
+    equation = node.equations[0]
+    shapes = [ctx.shape(v) for v in equation.inputs[:2]]  # type: ignore[arg-type]
+    spec = equation.params["dimension_numbers"]
+    order = np.argsort(spec.lhs_spec[2:])
+    taps = [spec.rhs_spec[2:][i] for i in order]
+    pattern = ctx.pattern(equation.inputs[1], [spec.rhs_spec[1]], taps)
+    axes = conv_axes(equation, *shapes)
+    axes = pattern.crop([axes[i] for i in order])
+    return pattern, axes, shapes[1][spec.rhs_spec[1]]
 
 
 @rule("conv_general_dilated", family="linear")
@@ -48,27 +68,22 @@ class Convolution:
     @staticmethod
     def forward(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
         """Sums the second moments under each output's taps, lag by lag."""
-        side, weight = fresh(ctx, node)
-        if side != 1:
-            raise NoSoundRule("a weight convolved with the signal as its kernel")
         equation = node.equations[0]
-        p = equation.params
-        if p["batch_group_count"] != 1:
+        if equation.params["batch_group_count"] != 1:
             raise NoSoundRule("batch groups")
-        shapes = [ctx.shape(v) for v in equation.inputs[:2]]  # type: ignore[arg-type]
-        spec = p["dimension_numbers"]
-        axes = conv_axes(equation, *shapes)
-        order = np.argsort(spec.lhs_spec[2:])
-        axes = tuple(axes[i] for i in order)
-        fan = shapes[1][spec.rhs_spec[1]]
+        pattern, axes, fan = _kernel(ctx, node)
+        spec = equation.params["dimension_numbers"]
         source = node.inputs[0]
         if source in ctx.data:
             wanted = tuple(_wanted(ctx, a) for a in axes)
             state = data.state(ctx, source, wanted)
         else:
             state = states[0]
-        got = convolve(ctx, state.average(), axes).scaled_safe(weight.second * fan)
-        roles = ["s"] * len(shapes[0])
+        got = convolve(ctx, state.average(), axes)
+        if pattern.centred:
+            got = _centred(ctx, source, state, got, axes, fan)
+        got = got.scaled_safe(pattern.second * fan)
+        roles = ["s"] * len(spec.out_spec)
         roles[spec.out_spec[0]], roles[spec.out_spec[1]] = "b", "c"
         channels = ctx.shape(node.output)[spec.out_spec[1]]
         taps = int(np.prod([a.taps for a in axes]))
@@ -77,7 +92,8 @@ class Convolution:
         else:
             spread = fluctuation.contracted(state, *_taps(axes), got.lags)
         got = got.replace(weights=float(fan * taps), spread=spread)
-        return _output(state, tuple(roles), channels, got)
+        out = _output(state, tuple(roles), channels, got)
+        return _graded(out, pattern, fan)
 
     @staticmethod
     def backward(
@@ -88,26 +104,45 @@ class Convolution:
         cotangent: State,
     ) -> Sequence[State | None]:
         """Sums the cotangents of the outputs that each input reached."""
-        _, weight = fresh(ctx, node)
         equation = node.equations[0]
-        shapes = [ctx.shape(v) for v in equation.inputs[:2]]  # type: ignore[arg-type]
+        pattern, axes, read = _kernel(ctx, node)
+        kernel = ctx.shape(equation.inputs[1])  # type: ignore[arg-type]
         spec = equation.params["dimension_numbers"]
-        axes = conv_axes(equation, *shapes)
-        axes = tuple(axes[i] for i in np.argsort(spec.lhs_spec[2:]))
-        groups = equation.params["feature_group_count"]
-        fan = shapes[1][spec.rhs_spec[0]] // groups
+        fan = kernel[spec.rhs_spec[0]] // equation.params["feature_group_count"]
         ct = cotangent.average()
         got = convolve(ctx, ct, axes, transpose=True)
         whole = _around(ctx, node.inputs[0], axes)
-        response, own = fluctuation.pulled_through(
-            ct, whole, *_taps(axes), coherent=cotangent.coherent
-        )
-        got = got.scaled_safe(weight.second * fan * float(np.exp(own)))
+        response, own, omitted = _pulled(ctx, cotangent, ct, whole, axes)
+        got = got.scaled_safe(pattern.second * fan * float(np.exp(own)))
         like = _like(states[0], cotangent, got.replace(response=response))
         shared = cotangent.coherent and not ctx.white and any(a.taps > 1 for a in axes)
-        tolerance = cotangent.tolerance + abs(own) / 2
-        tolerance += SHARED / shapes[1][spec.rhs_spec[1]] if shared else 0.0
-        return [dataclasses.replace(like, tolerance=tolerance)]
+        tolerance = cotangent.tolerance + abs(own) / 2 + omitted
+        tolerance += SHARED / read if shared else 0.0
+        like = dataclasses.replace(like, tolerance=tolerance)
+        return [_graded(like, pattern, min(read, fan))]
+
+
+def _pulled(
+    ctx: RuleContext, cotangent: State, ct: Field, value: State, axes: Sequence[Axis]
+) -> tuple[fluctuation.Response, float, float]:
+    """Returns the response, what it adds to the logarithm, and what is left out.
+
+    Slopes and weights at two positions are taken for independent in `sitewise`, as in
+    the recursions that it refines; what that leaves out is of order 1/width.
+    """
+    pull = functools.partial(
+        fluctuation.pulled_through,
+        state=value,
+        taps=_taps(axes)[0],
+        steps=_taps(axes)[1],
+        coherent=cotangent.coherent,
+    )
+    response, own = pull(ct)
+    if not ctx.white:
+        return response, own, 0.0
+    zero = tuple(v.index(0) for v in ct.lags)
+    response, apart = pull(ct.replace(response=ct.response.apart(zero)))
+    return response, apart, abs(own - apart)
 
 
 SHARED = 1.0
@@ -142,10 +177,7 @@ def _spread_of_data(
     x = np.asarray(ctx.data[source], np.float64)
     if x.shape[0] != ctx.batch or ctx.batch == 1:
         return 0.0
-    squares = np.square(x).mean(axis=-1)
-    for a, axis in enumerate(axes):
-        moved = np.moveaxis(squares, 1 + a, -1) @ _reach(axis).T
-        squares = np.moveaxis(moved, -1, 1 + a)
+    squares = _summed(np.square(x).mean(axis=-1), axes, 1)
     return fluctuation.of_batch(squares, lags)
 
 
@@ -273,10 +305,14 @@ class Product:
     @staticmethod
     def forward(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
         """Sums over the contracted channels; positions stay."""
-        side, weight = fresh(ctx, node)
+        side = fresh(ctx, node)
         fan, roles, channels = _geometry(ctx, node, side, states)
+        pattern = _matrix(ctx, node, side)
         state = states[0]
-        got = state.average().scaled_safe(weight.second * fan)
+        got = state.average()
+        if pattern.centred:
+            got = _centred(ctx, node.inputs[0], state, got, None, fan)
+        got = got.scaled_safe(pattern.second * fan)
         field = Field(
             np.zeros(got.sizes),
             got.table,
@@ -289,7 +325,8 @@ class Product:
                 state, *_ones(state), got.lags, fixed=node.inputs[0] in ctx.data
             ),
         )
-        return _output(state, roles, channels, field.normalized())
+        out = _output(state, roles, channels, field.normalized())
+        return _graded(out, pattern, fan)
 
     @staticmethod
     def backward(
@@ -300,7 +337,8 @@ class Product:
         cotangent: State,
     ) -> Sequence[State | None]:
         """Sums over the output channels."""
-        side, weight = fresh(ctx, node)
+        side = fresh(ctx, node)
+        pattern = _matrix(ctx, node, side)
         equation = node.equations[0]
         (contract, batched) = equation.params["dimension_numbers"]
         shape = ctx.shape(equation.inputs[side])  # type: ignore[arg-type]
@@ -309,10 +347,78 @@ class Product:
         ct = cotangent.average()
         whole = ctx.state_of(node.inputs[0])
         response, own = fluctuation.pulled_through(ct, whole, *_ones(whole))
-        got = ct.scaled_safe(weight.second * fan * float(np.exp(own)))
+        got = ct.scaled_safe(pattern.second * fan * float(np.exp(own)))
         field = got.replace(joint=None, response=response)
         like = _like(states[0], cotangent, field)
-        return [dataclasses.replace(like, tolerance=cotangent.tolerance + abs(own) / 2)]
+        tolerance = cotangent.tolerance + abs(own) / 2
+        like = dataclasses.replace(like, tolerance=tolerance)
+        read = int(np.prod([shape[a] for a in contract[side]]))
+        return [_graded(like, pattern, min(read, fan))]
+
+
+def _matrix(ctx: RuleContext, node: Node, side: int) -> Pattern:
+    equation = node.equations[0]
+    contract, _ = equation.params["dimension_numbers"]
+    return ctx.pattern(equation.inputs[side], contract[side])
+
+
+def _graded(state: State, pattern: Pattern, width: int) -> State:
+    """Returns a product of weights that are not independent: right to order 1/width."""
+    if pattern.independent:
+        return state
+    own = DEPENDENT / width
+    return dataclasses.replace(
+        state,
+        grade=Grade(max(state.grade, Grade.APPROXIMATE)),
+        tolerance=state.tolerance + own,
+        pair_tolerance=state.pair_tolerance + own,
+    )
+
+
+DEPENDENT = 1.0
+"""Per channel: uncorrelated entries that depend on each other (orthogonal weights)."""
+
+
+def _centred(
+    ctx: RuleContext,
+    source: int,
+    state: State,
+    got: Field,
+    axes: Sequence[Axis] | None,
+    fan: int,
+) -> Field:
+    """Takes out of a contraction what weights that sum to zero do not see.
+
+    Args:
+        ctx: The context.
+        source: The value that is contracted.
+        state: Its moments.
+        got: Its pair moments summed over the taps, averaged over channels.
+        axes: The convolution's, or None for a matrix product.
+        fan: Channels read.
+    """
+    taps = int(np.prod([a.taps for a in axes or ()]))
+    if source not in ctx.data:
+        mean = _summed(np.asarray(state.average().mean), axes, 0)
+        unit = np.exp(state.average().log_scale - got.log_scale) / taps
+        seen = mean * lagging.shifted(mean, got.lags) * unit
+        return got.replace(table=got.table - seen, mean=0.0 * got.mean)
+    if ctx.white:
+        return got
+    x = np.asarray(ctx.data[source], np.float64).sum(axis=-1, keepdims=True)
+    total = fan * taps
+    sums = data.of_array(ctx, _summed(x, axes, 1) / np.sqrt(total * fan), got.lags)
+    (field,) = [f.rescaled(got.log_scale) for _, f in sums.parts]
+    whole = total / max(total - 1, 1)
+    return got.replace(table=whole * (got.table - field.table), mean=0.0 * got.mean)
+
+
+def _summed(values: np.ndarray, axes: Sequence[Axis] | None, first: int) -> np.ndarray:
+    """Returns the sums under the taps of every axis, of which `first` is the first."""
+    for a, axis in enumerate(axes or ()):
+        moved = np.moveaxis(values, first + a, -1) @ _reach(axis).T
+        values = np.moveaxis(moved, -1, first + a)
+    return values
 
 
 def _ones(state: State) -> tuple[fluctuation.Taps, list[float]]:

@@ -36,6 +36,8 @@ class Lookup:
         moments = ctx.weight(table)
         if moments.value is not None or moments.mean**2 > 1e-3 * moments.second:
             raise NoSoundRule("a table that is not random of zero mean")
+        if moments.draws is not None:
+            raise NoSoundRule("a table whose entries may depend on each other")
         tokens = _tokens(ctx, node, ctx.data[indices])
         spatial = tokens.ndim - 1
         roles = ("b",) + ("s",) * spatial + ("c",)

@@ -88,6 +88,8 @@ class _Pool:
             raise NoSoundRule(f"a window of {len(self.offsets)} entries")
         if ctx.level == lagging.NONE:
             raise NoSoundRule("pooling without pairs")
+        if any(a.taps > 1 and v == (0,) for a, v in zip(axes, field.lags, strict=True)):
+            raise NoSoundRule("pooling of a map whose pairs were given up")
         self.rho = marginal.latent_correlation(field)
         self.inside = lagging.inside(field.lags, field.sizes)
         self.base = float(field.second.mean())

@@ -37,9 +37,11 @@ def map_axis(ctx: RuleContext, field: Field, axis: int, matrix: np.ndarray) -> F
     mean = np.moveaxis(np.tensordot(field.mean, matrix, (axis, 1)), -1, axis)
     lags = tuple(held if a == axis else v for a, v in enumerate(field.lags))
     selects = np.all(np.count_nonzero(matrix, axis=1) <= 1)
-    spread = field.spread
-    if np.ndim(spread):
-        spread = fluctuation.mapped(spread, field.lags[axis], axis, matrix, held)
+
+    def by_lag(values: np.ndarray) -> np.ndarray:
+        return fluctuation.mapped(values, field.lags[axis], axis, matrix, held)
+
+    moved = fluctuation.renumbered(field, by_lag)
     comb = tuple(1 if a == axis else c for a, c in enumerate(field.combs))
     return Field(
         mean,
@@ -49,8 +51,8 @@ def map_axis(ctx: RuleContext, field: Field, axis: int, matrix: np.ndarray) -> F
         shape=field.shape if selects else None,
         symmetric=field.symmetric,
         comb=comb,
-        spread=spread,
-        response=field.response,
+        spread=moved.spread,
+        response=moved.response,
     )
 
 
@@ -59,9 +61,8 @@ def squeeze(field: Field, axis: int) -> Field:
     rank = field.rank
     table = np.squeeze(field.table, axis=(1 + axis, 1 + rank + axis))
     keep = [a for a in range(rank) if a != axis]
-    spread = field.spread
-    return field.replace(
-        spread=np.squeeze(spread, axis=axis) if np.ndim(spread) else spread,
+    moved = fluctuation.renumbered(field, lambda v: np.squeeze(v, axis=axis))
+    return moved.replace(
         mean=np.squeeze(field.mean, axis=axis),
         table=table,
         lags=tuple(field.lags[a] for a in keep),
@@ -77,9 +78,8 @@ def expand(field: Field, axis: int) -> Field:
     lags, comb = list(field.lags), list(field.combs)
     lags.insert(axis, (0,))
     comb.insert(axis, 1)
-    spread = field.spread
-    return field.replace(
-        spread=np.expand_dims(spread, axis) if np.ndim(spread) else spread,
+    moved = fluctuation.renumbered(field, lambda v: np.expand_dims(v, axis))
+    return moved.replace(
         mean=np.expand_dims(field.mean, axis),
         table=table,
         lags=tuple(lags),
@@ -201,6 +201,8 @@ class Positions:
         if channels is not None:
             return [uncut(state, cotangent, *channels)]
         found, dropped = matrices(ctx, node, state)
+        summed = any(np.any(np.count_nonzero(m, axis=1) > 1) for m in found.values())
+        sums = any(np.any(np.count_nonzero(m, axis=0) > 1) for m in found.values())
         parts = []
         for (n, _), (_, ct) in zip(
             state.parts, fit_parts(cotangent, out).parts, strict=True
@@ -210,9 +212,9 @@ class Positions:
                 field = expand(field, _spatial_index(state, a))
             for a, m in found.items():
                 field = map_axis(ctx, field, _spatial_index(state, a), m.T)
+            if not summed and not sums:  # entries are those of the result, or none
+                field = field.replace(profile=ct.profile)
             parts.append((n, field.normalized()))
-        summed = any(np.any(np.count_nonzero(m, axis=1) > 1) for m in found.values())
-        sums = any(np.any(np.count_nonzero(m, axis=0) > 1) for m in found.values())
         grade = max(cotangent.grade, Grade.APPROXIMATE) if sums else cotangent.grade
         return [
             dataclasses.replace(
@@ -271,11 +273,12 @@ class Broadcast:
         (state,) = states
         steps, _ = _broadcast_steps(ctx, node, state)
 
-        def gather(f: Field) -> Field:
+        def gather(ct: Field) -> Field:
+            f = ct
             for axis, new, size in reversed(steps):
                 f = map_axis(ctx, f, axis, np.ones((1, size)))
                 f = squeeze(f, axis) if new else f
-            return f.normalized()
+            return f.normalized().replace(profile=ct.profile)  # copies of one value
 
         grade = max(cotangent.grade, Grade.APPROXIMATE)
         tolerance = cotangent.tolerance + cotangent.pair_tolerance

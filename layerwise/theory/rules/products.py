@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from layerwise.theory import marginal
+from layerwise.theory import marginal, profile as profiles
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.rules.elementwise import (
@@ -83,8 +83,10 @@ class Multiply:
         a, b = states
         back = []
         for mine, other in ((a, b), (b, a)):
-            fitted = fit_parts(cotangent, mine)
-            runs = [(n, _product(f, g)) for n, f, g in aligned(fitted, other)]
+            runs = []
+            given = _given_factor(cotangent, mine, other, out)
+            for n, f, g in aligned(given, other):
+                runs.append((n, _product(f, g).replace(profile=f.profile)))
             got = dataclasses.replace(
                 cotangent,
                 parts=tuple(runs),
@@ -97,6 +99,19 @@ class Multiply:
             )
             back.append(fit_parts(got, mine))
         return back
+
+
+def _given_factor(cotangent: State, mine: State, other: State, out: State) -> State:
+    """Returns the cotangent with its profile by the factor's z, not the product's."""
+    if all(f.profile is None for _, f in cotangent.parts):
+        return fit_parts(cotangent, mine)
+    parts = [
+        (n, profiles.of_factor(ct, total, f, g))
+        for (n, f, g), (_, total), (_, ct) in zip(
+            aligned(mine, other), out.parts, cotangent.parts, strict=True
+        )
+    ]
+    return fit_parts(dataclasses.replace(cotangent, parts=tuple(parts)), mine)
 
 
 PRODUCT = 0.02

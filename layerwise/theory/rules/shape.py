@@ -2,11 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from layerwise.theory import fluctuation, lags as lagging
+from layerwise.theory import fluctuation, lags as lagging, raster
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.rules.positions import expand, squeeze
@@ -51,7 +51,8 @@ def unflatten(ctx: RuleContext, flat: Field, sizes: tuple[int, ...]) -> Field:
     )
 
 
-_Step = tuple[str, int]
+_Step = tuple[str, int, int]
+"""What is done, at which spatial axis, and how many columns where rows are merged."""
 
 
 def _reshape_steps(
@@ -73,11 +74,11 @@ def _reshape_steps(
             continue
         if i < len(old) and old[i] == 1:
             if roles[i] == "s":
-                steps.append(("squeeze", placed))
+                steps.append(("squeeze", placed, 0))
             i += 1
             continue
         if j < len(new) and new[j] == 1:
-            steps.append(("expand", placed))
+            steps.append(("expand", placed, 0))
             out.append("s")
             placed += 1
             j += 1
@@ -92,15 +93,26 @@ def _reshape_steps(
                 raise NoSoundRule("a reshape that mixes axes of different roles")
         mine = [roles[k] for k in a if old[k] != 1]
         ones = sum(roles[k] == "s" for k in a if old[k] == 1)
-        steps += [("squeeze", placed)] * ones
+        steps += [("squeeze", placed, 0)] * ones
+        sizes = [old[k] for k in a if old[k] != 1]
         if all(r == "c" for r in mine):
             out += ["c"] * len(b)
+        elif set(mine) == {"s"} and len(b) == 1:
+            steps += [("merge", placed, n) for n in sizes[1:]]
+            out.append("s")
+            placed += 1
+        elif mine == ["s"] and len(b) > 1:
+            for k in range(len(b) - 1):
+                columns = math.prod(new[m] for m in b[k + 1 :])
+                steps.append(("split", placed + k, columns))
+            out += ["s"] * len(b)
+            placed += len(b)
         elif (
             len(b) == 1 and mine[-1] == "c" and set(mine[:-1]) == {"s"} and not spatial
         ):
             if placed:
                 raise NoSoundRule("a reshape that flattens some positions only")
-            steps.append(("flatten", len(mine) - 1))
+            steps.append(("flatten", len(mine) - 1, 0))
             spatial = 1
             out.append("c")
         else:
@@ -109,9 +121,23 @@ def _reshape_steps(
     return steps, tuple(out)
 
 
+_CHANGES: dict[str, Callable[[RuleContext, Field, int, int], Field]] = {
+    "squeeze": lambda ctx, f, axis, columns: squeeze(f, axis),
+    "expand": lambda ctx, f, axis, columns: expand(f, axis),
+    "merge": lambda ctx, f, axis, columns: raster.merge(ctx, f, axis),
+    "split": raster.split,
+}
+_INVERSE = {
+    "squeeze": "expand",
+    "expand": "squeeze",
+    "merge": "split",
+    "split": "merge",
+}
+
+
 @rule("reshape", family="shape")
 class Reshape:
-    """Flatten, split or merge channels, insert or drop axes of one position."""
+    """Flatten, split or merge channels or positions, insert or drop axes of one."""
 
     @staticmethod
     def forward(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
@@ -121,11 +147,10 @@ class Reshape:
         steps, roles = _reshape_steps(old, state.axes, new)
         parts = list(state.parts)
         grade = state.grade
-        for what, axis in steps:
-            if what == "squeeze":
-                parts = [(n, squeeze(f, axis)) for n, f in parts]
-            elif what == "expand":
-                parts = [(n, expand(f, axis)) for n, f in parts]
+        for what, axis, columns in steps:
+            if what != "flatten":
+                change = _CHANGES[what]
+                parts = [(n, change(ctx, f, axis, columns)) for n, f in parts]
             else:
                 count = math.prod(parts[0][1].sizes)
                 average = dataclasses.replace(state, parts=tuple(parts)).average()
@@ -151,11 +176,10 @@ class Reshape:
         steps, _ = _reshape_steps(old, state.axes, new)
         parts = list(cotangent.parts)
         sizes = state.parts[0][1].sizes
-        for what, axis in reversed(steps):
-            if what == "squeeze":
-                parts = [(n, expand(f, axis)) for n, f in parts]
-            elif what == "expand":
-                parts = [(n, squeeze(f, axis)) for n, f in parts]
+        for what, axis, columns in reversed(steps):
+            if what != "flatten":
+                change = _CHANGES[_INVERSE[what]]
+                parts = [(n, change(ctx, f, axis, columns)) for n, f in parts]
             else:
                 kept = tuple(n for n in sizes if n != 1)
                 sizes_now = sizes if len(kept) != axis else kept
@@ -227,12 +251,11 @@ def _permuted(state: State, order: Sequence[int]) -> State:
         if new == list(range(rank)):
             return f
         axes = [0, *(1 + a for a in new), *(1 + rank + a for a in new)]
-        return f.replace(
+        return fluctuation.renumbered(f, lambda v: v.transpose(new)).replace(
             mean=f.mean.transpose(new),
             table=f.table.transpose(axes),
             lags=tuple(f.lags[a] for a in new),
             comb=tuple(f.combs[a] for a in new),
-            spread=f.spread.transpose(new) if np.ndim(f.spread) else f.spread,
             joint=None,
             through=None,
         )

@@ -1,0 +1,148 @@
+r"""How the power of a cotangent goes with the value that it stands at.
+
+Behind fresh weights a cotangent does not depend on the value that it is the cotangent
+of. Along a skip connection it does: in :math:`y = f(x + g)` what comes back to x
+carries :math:`f'(x + g)^2`, and a unit that is large now was likely active in the block
+before, whose derivative is multiplied next. So a cotangent carries its profile
+
+.. math:: r(z) = E[\delta^2 \mid z] / E[\delta^2],
+
+with z the normal whose function the value is (`layerwise.theory.marginal`). An
+activation multiplies it by :math:`f'^2`; a sum with an independent term takes its mean
+given the other one; fresh weights make it 1. Exact in the wide limit for one position.
+Of a pair the two cotangents are taken for
+:math:`\sqrt{r(z)}\,\eta`, :math:`\sqrt{r(z')}\,\eta'` with :math:`\eta` independent of
+the values.
+"""
+
+import numpy as np
+
+from layerwise.theory import marginal
+from layerwise.theory.state import UNKNOWN, Field, State
+
+
+def is_unknown(profile: np.ndarray | None) -> bool:
+    """Whether a rule on the way has not said what becomes of the profile."""
+    return profile is not None and bool(np.isnan(profile).any())
+
+
+def in_front(profile: np.ndarray | None, values: np.ndarray) -> np.ndarray | None:
+    """Returns the profile of f(x) by the z of x; `values` are those of f at the nodes.
+
+    The z of f(x) counts the values of f in order (`marginal.standardize`).
+    """
+    if profile is None or np.ptp(profile) == 0:
+        return None
+    if is_unknown(profile) or not np.any(np.diff(values) < 0):
+        return profile
+    w = marginal.weights()
+    order = np.argsort(values, kind="stable")
+    mass = np.cumsum(w[order]) - 0.5 * w[order]
+    out = np.empty_like(w)
+    out[order] = np.interp(mass, np.cumsum(w) - 0.5 * w, profile)
+    return out
+
+
+def behind(profile: np.ndarray | None, slopes: np.ndarray) -> np.ndarray | None:
+    """Returns the profile after multiplication by a derivative, at the same nodes."""
+    if is_unknown(profile) or np.ptp(slopes) == 0:
+        return profile
+    return _normalized(np.square(slopes) * (1.0 if profile is None else profile))
+
+
+NEGLIGIBLE = 0.01
+"""Mean deviation from 1 below which a cotangent is taken for independent."""
+
+
+def _normalized(profile: np.ndarray) -> np.ndarray:
+    """Returns the profile at mean 1; ones where it is nearly that, or zero."""
+    mean = float(profile @ marginal.weights())
+    if mean > 0:
+        away = float(np.abs(profile / mean - 1.0) @ marginal.weights())
+        if away > NEGLIGIBLE:
+            return profile / mean
+    return np.ones_like(profile)
+
+
+def of_term(
+    cotangent: Field,
+    total: Field,
+    term: Field,
+    other: Field,
+    signs: tuple[float, float],
+) -> Field:
+    """Returns a sum's cotangent at one of its two terms, independent of each other."""
+    profile = cotangent.profile
+    if profile is None or is_unknown(profile):
+        return cotangent
+    scale = max(f.log_scale for f in (total, term, other))
+    whole, mine, theirs = (
+        _entries(f.rescaled(scale)) * s
+        for f, s in zip((total, term, other), (1.0, *signs), strict=True)
+    )
+    points, chances = _coarse(theirs)
+    given = np.interp(mine[:, None] + points[None, :], whole, profile) @ chances
+    return cotangent.replace(profile=_normalized(given))
+
+
+def of_factor(cotangent: Field, total: Field, factor: Field, other: Field) -> Field:
+    """Returns a product's cotangent at one of its two factors, likewise.
+
+    The other factor is still to be multiplied by: what its square has in common with
+    the profile is in the scale of what is returned.
+    """
+    profile = cotangent.profile
+    if profile is None or is_unknown(profile):
+        return cotangent
+    whole, mine, theirs = (_entries(f.normalized()) for f in (total, factor, other))
+    points, chances = _coarse(theirs)
+    products = mine[:, None] * points[None, :]
+    unit = np.exp(
+        0.5
+        * (
+            factor.normalized().log_scale
+            + other.normalized().log_scale
+            - total.normalized().log_scale
+        )
+    )
+    power = chances * points**2
+    given = np.interp(products * unit, whole, profile) @ (power / power.sum())
+    together = float(given @ marginal.weights())
+    return cotangent.scaled_safe(together).replace(profile=_normalized(given))
+
+
+def _coarse(entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns fewer (points, probabilities) of the law that `entries` are of."""
+    weights = marginal.weights().reshape(-1, _GROUP)
+    chances = weights.sum(axis=1)
+    return (entries.reshape(-1, _GROUP) * weights).sum(axis=1) / chances, chances
+
+
+_GROUP = 4
+"""Nodes of the other term taken together: one panel of the rule."""
+
+
+def _entries(field: Field) -> np.ndarray:
+    """``(node,)``: a typical entry at the nodes."""
+    g = marginal.nodes() if field.shape is None else field.shape
+    mean = float(np.mean(field.mean))
+    return mean + np.sqrt(max(float(np.mean(field.second)) - mean**2, 0.0)) * g
+
+
+_CHOOSING = ("reduce_window_max", "reduce_max")
+
+
+def unknown_unless_said(name: str, incoming: State, outgoing: State) -> State:
+    """Returns what a rule made of a cotangent; a profile it is silent on is unknown.
+
+    A maximum hands its cotangent to a large entry: silence is not independence there,
+    unless it has said what passes the activation in front (`Field.through`).
+    """
+    depends = any(f.profile is not None for _, f in incoming.parts)
+
+    def said(f: Field) -> Field:
+        if f.profile is not None or (f.through is not None and not depends):
+            return f
+        return f.replace(profile=UNKNOWN) if depends or name in _CHOOSING else f
+
+    return outgoing.map(said)
