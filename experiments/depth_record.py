@@ -154,13 +154,14 @@ def draw(config: ConfigDict, frame: pd.DataFrame, path: Path) -> None:
         depth, reached = steps.index.to_numpy(), steps.notna().to_numpy()
         style: dict[str, Any] = {"color": color, "markersize": 6}
         label = f"{activation}, {law}"
+        ax.plot(depth, steps.fillna(config.steps), ":", color=color, linewidth=1)
         ax.plot(depth[reached], steps[reached], "o-", label=label, **style)
         missing = depth[~reached]
         ax.plot(missing, [config.steps] * len(missing), "o", mfc="none", **style)
     ax.set_xscale("log")
-    ax.set_yscale("log")
     ax.set(xlabel="layers", ylabel=f"steps to accuracy {config.accuracy:g}")
     ax.set_title(f"Plain nets (open: not in {config.steps} steps)")
+    ax.set_ylim(bottom=0)
     ax.grid(alpha=0.25)
     ax.legend(fontsize=8.5)
     regions_plot.save(ax, path)
