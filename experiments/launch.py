@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
 import layerwise as lw
-from experiments.workdir import open_workdir
+from experiments.workdir import alone_in, open_workdir
 from layerwise.errors import (
     InvalidArgumentError,
     LayerwiseError,
@@ -38,7 +38,9 @@ def execute(check: Check, run: Run, config: ConfigDict, workdir: str) -> pd.Data
             been done then, and no folder has been made.
     """
     check(config)
-    return run(config, open_workdir(workdir, config))
+    folder = open_workdir(workdir, config)
+    with alone_in(folder):
+        return run(config, folder)
 
 
 def launch(name: str, check: Check, run: Run) -> None:

@@ -62,7 +62,7 @@ def runs_of(config: ConfigDict) -> list[Run]:
     """Returns the runs of a configuration, schemes side by side for every seed."""
     return [
         Run(scheme, rate, seed)
-        for seed in range(config.seeds)
+        for seed in range(config.first_seed, config.first_seed + config.seeds)
         for rate in config.learning_rates
         for scheme in config.schemes
     ]

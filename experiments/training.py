@@ -174,7 +174,7 @@ def train(
     sgd = Sgd(model, momentum, weight_decay)
     state, losses = sgd.start(variables), np.full(steps, np.nan, np.float32)
     images = (jnp.asarray(data.x), jnp.asarray(data.y))
-    chosen = _with_replacement(key, steps, batch, len(data.x))
+    chosen = with_replacement(key, steps, batch, len(data.x))
     for step, rows in enumerate(chosen):
         state, loss = sgd.step(state, images, rows, jnp.float32(learning_rate))
         losses[step] = loss
@@ -201,7 +201,8 @@ def _settled(model: nn.Module, variables: Any, x: jax.Array) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _with_replacement(key: jax.Array, steps: int, batch: int, n: int) -> jax.Array:
+def with_replacement(key: jax.Array, steps: int, batch: int, n: int) -> jax.Array:
+    """Returns the indices of `steps` batches of `n` images."""
     draw = lambda key: jax.random.randint(key, (batch,), 0, n)
     return jax.vmap(draw)(jax.random.split(key, steps))
 

@@ -1,8 +1,10 @@
 """The folder that one run of an experiment owns, and files that survive a kill."""
 
+import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,21 @@ def open_workdir(path: str | Path, config: ConfigDict) -> Path:
             )
         ) from error
     return folder
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Waits until no other process works in the folder, and keeps others out.
+
+    A process that is killed lets go of it: the lock is the operating system's.
+    """
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting for the process that works in {folder}.", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -9,6 +9,7 @@ Forms (the part after the colon):
   one seed, three epochs. Under a minute on two CPU cores.
 * ``digits``: 64 pixels, six schemes, four learning rates, ten seeds, twenty epochs: 240
   runs of about half a minute each.
+* ``small``: a network of one hidden layer, tenths of a second an epoch, for tests.
 """
 
 from ml_collections import ConfigDict
@@ -28,6 +29,7 @@ def get_config(form: str = "quick") -> ConfigDict:
     config.schemes = ("kaiming_fan_in", "asv_forward", "position_resolved_forward")
     config.learning_rates = (1e-2,)
     config.seeds = 1
+    config.first_seed = 0
     config.epochs = 3
     config.batch = 64
     config.momentum = 0.9
@@ -45,10 +47,15 @@ def get_config(form: str = "quick") -> ConfigDict:
         config.learning_rates = (1e-1, 1e-2, 1e-3, 1e-4)
         config.seeds = 10
         config.epochs = 20
+    elif form == "small":
+        config.model = "mlp"
+        config.model_args = ConfigDict({"input_shape": (8, 8, 3), "widths": (16,)})
+        config.schemes = ("kaiming_fan_in", "glorot")
+        config.epochs = 4
     elif form != "quick":
         raise ValueError(
             f"Unknown form {form!r} of this configuration.\n"
-            "Its forms are quick and digits.\n"
+            "Its forms are quick, digits and small.\n"
             "Pass --config=experiments/configs/train_classifier.py:quick."
         )
     return config

@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 def test_a_run_writes_tables_and_figure(folder):
     assert {p.name for p in folder.iterdir()} == {
         "config.json", "runs.jsonl", "laws.jsonl", "table.csv", "laws.csv",
-        "residual_depth.png",
+        "residual_depth.png", "lock",
     }  # fmt: skip
     assert "trained" in (folder / "table.csv").read_text()
 

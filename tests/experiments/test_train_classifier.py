@@ -20,17 +20,26 @@ ROOT = Path(__file__).parents[2]
 
 
 def tiny(epochs=4):
-    """A network of one hidden layer on 8x8 digits: tenths of a second an epoch."""
-    config = get_config("quick")
-    config.model = "mlp"
-    config.model_args = ConfigDict({"input_shape": (8, 8, 3), "widths": (16,)})
-    config.schemes = ("kaiming_fan_in", "glorot")
+    config = get_config("small")
     config.epochs = epochs
     return config
 
 
 class Killed(Exception):
     pass
+
+
+def launch(experiment, folder, *given):
+    """Starts the small form of a binary, as a process."""
+    config = f"--config=experiments/configs/{experiment}.py:small"
+    command = [sys.executable, "-m", f"experiments.{experiment}", config, *given]
+    return subprocess.Popen(
+        [*command, f"--workdir={folder}"],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
 
 
 def metrics(folder):
@@ -90,35 +99,25 @@ def test_a_finished_run_is_skipped(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_kill_9_at_random_moments_changes_nothing(tmp_path):
-    script = tmp_path / "go.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        "from pathlib import Path\n"
-        "from experiments import train_classifier\n"
-        "import importlib.util\n"
-        f"spec = importlib.util.spec_from_file_location('t', {__file__!r})\n"
-        "t = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(t)\n"
-        "train_classifier.run(t.tiny(epochs=40), Path(sys.argv[1]))\n"
-    )
-
+def test_kill_9_at_20_random_moments_changes_nothing(tmp_path, key):
     def start(folder):
-        return subprocess.Popen(
-            [sys.executable, str(script), str(folder)],
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
-            stderr=subprocess.DEVNULL,
-        )
+        return launch("train_classifier", folder, "--config.epochs=40")
 
-    began = time.monotonic()
+    def rows():
+        return "".join(metrics(tmp_path / "parts").values()).count("\n")
+
     assert start(tmp_path / "whole").wait() == 0
-    length = time.monotonic() - began
-    for moment in np.asarray(jax.random.uniform(jax.random.key(0), (6,))):
-        process = start(tmp_path / "parts")
-        time.sleep(float(moment) * length)
+    alive = 0
+    for more, late in np.asarray(jax.random.uniform(key, (20, 2))).tolist():
+        before, process = rows(), start(tmp_path / "parts")
+        # Up to four epochs after it began, at any moment of an epoch or of the start.
+        while rows() < before + int(5 * more) and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(late * (3 if more < 0.2 else 0.1))
+        alive += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
+    assert alive >= 15  # else it was mostly done already, and nothing was tested
     assert start(tmp_path / "parts").wait() == 0
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
 

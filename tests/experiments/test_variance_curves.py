@@ -45,6 +45,7 @@ def test_writes_what_it_says(finished):
     folder, table = finished
     assert {p.name for p in folder.iterdir()} == {
         "config.json", "table.csv", "variance_curves.png", "variance_curves.svg",
+        "lock",
     }  # fmt: skip
     assert json.loads((folder / "config.json").read_text())["draws"] == 2
     written = pd.read_csv(folder / "table.csv")

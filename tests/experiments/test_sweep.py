@@ -1,0 +1,136 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import sweep
+from experiments.configs.sweep import get_config
+from experiments.points import Point, run_point
+from experiments.workdir import recorded
+from layerwise.errors import LayerwiseError
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(folder):
+    config = "--config=experiments/configs/sweep.py:small"
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.sweep", config, f"--workdir={folder}"],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
+
+
+def metrics(folder):
+    files = sorted(Path(folder).glob("points/*/runs/*/metrics.jsonl"))
+    return {str(f.relative_to(folder)): f.read_text() for f in files}
+
+
+def kill_and_continue(folder, moments, length):
+    """Kills a sweep at `moments`, shares of `length` seconds; then lets it end."""
+    for moment in moments:
+        process = start(folder)
+        time.sleep(float(moment) * length)
+        process.send_signal(signal.SIGKILL)  # its workers and points are left behind
+        process.wait()
+    assert start(folder).wait() == 0
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_ends_with_the_same_rows(tmp_path, key):
+    began = time.monotonic()
+    assert start(tmp_path / "whole").wait() == 0
+    length = time.monotonic() - began
+    moments = np.asarray(jax.random.uniform(key, (4,)))
+    kill_and_continue(tmp_path / "parts", moments, length)
+    assert len(metrics(tmp_path / "whole")) == 4
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    got, want = (pd.read_csv(tmp_path / n / "summary.csv") for n in ("parts", "whole"))
+    pd.testing.assert_frame_equal(got, want)
+    assert len(got) == 4
+
+
+def test_points_are_the_product_of_the_grid(tmp_path):
+    points = sweep.points_of(get_config("small"), tmp_path)
+    assert [p.name for p in points] == [
+        "learning_rates=0.01_first_seed=0",
+        "learning_rates=0.01_first_seed=1",
+        "learning_rates=0.001_first_seed=0",
+        "learning_rates=0.001_first_seed=1",
+    ]
+    assert "--config.learning_rates=(0.01,)" in points[0].command
+    assert "--config.schemes=('glorot',)" in points[0].command
+
+
+def failing(folder):
+    return Point("nothing_of_this_name", "quick", (), folder, ROOT)
+
+
+def test_a_point_that_fails_is_not_done_and_one_that_is_done_does_not_run(tmp_path):
+    name, status, _ = run_point(failing(tmp_path / "a"), False)
+    assert (name, status) == ("a", 1)
+    assert "nothing_of_this_name" in (tmp_path / "a" / "log.txt").read_text()
+    assert not failing(tmp_path / "a").done
+    (tmp_path / "a" / "done").touch()
+    assert run_point(failing(tmp_path / "a"), False)[1] == 0
+
+
+def test_a_failed_point_is_named_after_all_others(tmp_path, monkeypatch):
+    bad = failing(tmp_path / "bad")
+
+    def completed(todo, workers, scheduler):
+        for point in todo:
+            yield run_point(point, False)
+
+    monkeypatch.setattr(sweep, "_completed", completed)
+    monkeypatch.setattr(sweep, "points_of", lambda config, folder: [bad])
+    (tmp_path / "points").mkdir()
+    (tmp_path / "points" / "bad").symlink_to(bad.folder)
+    with pytest.raises(sweep.SweepError, match="1 of 1 failed: bad"):
+        sweep.run(get_config("small"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "found"),
+    [
+        ("experiment", "train_clasifier", "Did you mean 'train_classifier'"),
+        ("form", "fast", "Unknown form 'fast'"),
+        ("grid", (("epoch", (1, 2)),), "epoch"),
+        ("grid", (("epochs", (1, 0)),), "epochs=0"),
+        ("grid", (("schemes", (("glorott",),)),), "glorot"),
+    ],
+)
+def test_a_wrong_point_is_refused_before_any_work(field, value, found):
+    config = get_config("small")
+    config[field] = value
+    with pytest.raises(LayerwiseError, match=found):
+        sweep.check(config)
+
+
+def test_rows_are_neither_lost_nor_doubled(tmp_path):
+    path, calls = tmp_path / "rows.jsonl", []
+
+    def compute(a):
+        calls.append(a)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return {"double": 2 * a}
+
+    cases = [{"a": i} for i in range(5)]
+    with pytest.raises(KeyboardInterrupt):
+        recorded(path, cases, compute, "test")
+    path.write_text(path.read_text() + '{"a": 2, "dou')  # killed while it was written
+    table = recorded(path, cases, compute, "test")
+    assert table["double"].tolist() == [0, 2, 4, 6, 8]
+    assert calls == [0, 1, 2, 2, 3, 4]
+    assert len(path.read_text().splitlines()) == 5
