@@ -58,7 +58,7 @@ def test_fixed_arrays_are_not_random(place):
         }
 
     x = jax.random.normal(jax.random.key(1), (4, SIZE, 4))
-    prediction = predict(apply, draw(jax.random.key(0)), x)
+    prediction = predict(apply, draw(jax.random.key(0)), x, law=draw)
     assert Grade.MEASURED not in (
         *prediction.grade["forward"],
         *prediction.grade["backward"],
