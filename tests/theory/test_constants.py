@@ -1,4 +1,4 @@
-"""Fixed arrays, known at every position and example, against samples."""
+"""Fixed arrays, known at every position, against samples."""
 
 import functools
 
@@ -43,22 +43,35 @@ def codes(x):
     return jnp.sin(jnp.arange(SIZE)[:, None] * rates) - x
 
 
-@pytest.mark.parametrize("place", [window, counts, mask, lengths, codes])
-def test_fixed_arrays_are_not_random(place):
+def network(place):
     def apply(params, x):
         x = place(jax.nn.relu(conv(x, params["a"])))
         return jax.nn.relu(conv(x, params["b"])).mean(1) @ params["c"]
 
-    def draw(key):
-        a, b, c = jax.random.split(key, 3)
-        return {
-            "a": jax.random.normal(a, (3, 4, WIDTH)) / np.sqrt(12),
-            "b": jax.random.normal(b, (3, WIDTH, WIDTH)) / np.sqrt(3 * WIDTH),
-            "c": jax.random.normal(c, (WIDTH, 4)) / np.sqrt(WIDTH),
-        }
+    return apply
 
+
+def draw(key):
+    a, b, c = jax.random.split(key, 3)
+    return {
+        "a": jax.random.normal(a, (3, 4, WIDTH)) / np.sqrt(12),
+        "b": jax.random.normal(b, (3, WIDTH, WIDTH)) / np.sqrt(3 * WIDTH),
+        "c": jax.random.normal(c, (WIDTH, 4)) / np.sqrt(WIDTH),
+    }
+
+
+def test_a_mask_that_differs_by_example_is_measured():
+    # Kernels are averages over examples: that one is zero where another is not is lost.
     x = jax.random.normal(jax.random.key(1), (4, SIZE, 4))
-    prediction = predict(apply, draw(jax.random.key(0)), x, law=draw)
+    prediction = predict(network(lengths), draw(jax.random.key(0)), x, draws=4)
+    assert prediction.grade["forward"][-1] is Grade.MEASURED
+    assert "differs by example" in " ".join(prediction.sampled.values())
+
+
+@pytest.mark.parametrize("place", [window, counts, mask, codes])
+def test_fixed_arrays_are_not_random(place):
+    x = jax.random.normal(jax.random.key(1), (4, SIZE, 4))
+    prediction = predict(network(place), draw(jax.random.key(0)), x, law=draw)
     assert Grade.MEASURED not in (
         *prediction.grade["forward"],
         *prediction.grade["backward"],

@@ -420,7 +420,9 @@ def placed(array: np.ndarray, state: State) -> bool:
 def _add_constant(
     ctx: RuleContext, state: State, array: np.ndarray, shape: Sequence[int], flip: float
 ) -> State:
-    """Returns the state plus a fixed array: known at every position and example."""
+    """Returns the state plus a fixed array, known at every position."""
+    if variation(array, state.axes, "b"):
+        raise NoSoundRule("a parameter that differs by example")
     parts = []
     constants = data.constant(ctx, array, state, shape)
     for (n, f), g in zip(state.parts, constants, strict=True):

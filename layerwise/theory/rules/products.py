@@ -45,8 +45,10 @@ def scale_parts(
 def _times_constant(
     ctx: RuleContext, state: State, array: np.ndarray, shape: Sequence[int]
 ) -> State:
-    """Returns the state times a fixed array: known at every position and example."""
-    alike = not any(variation(array, state.axes, role) for role in "bc")
+    """Returns the state times a fixed array, known at every position."""
+    if variation(array, state.axes, "b"):
+        raise NoSoundRule("a fixed array that differs by example (a mask of lengths?)")
+    alike = not variation(array, state.axes, "c")
     parts = []
     for (n, f), g in zip(
         state.parts, data.constant(ctx, array, state, shape), strict=True
