@@ -36,15 +36,22 @@ def builder_of(name: str, data_dir: str, **fields: Any) -> Any:
         config = Fungi10Config(**fields)
         return Fungi10(config=config, data_dir=data_dir, file_format="array_record")
     try:
-        return tfds.builder(name, data_dir=data_dir, try_gcs=False)
-    except Exception as error:
-        raise InputError(
-            message(
-                f"TFDS has no prepared data set {name!r} in {data_dir}.",
-                "Preparing one of its own needs TensorFlow; ours are digits, fungi10.",
-                "Prepare it elsewhere with --file_format=array_record, and copy it.",
-            )
-        ) from error
+        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+    except Exception as error:  # whatever TFDS says of a name that it does not know
+        raise _unprepared(name, data_dir) from error
+    if not builder.data_path.exists():
+        raise _unprepared(name, data_dir)
+    return builder
+
+
+def _unprepared(name: str, data_dir: str) -> InputError:
+    return InputError(
+        message(
+            f"TFDS has no prepared data set {name!r} in {data_dir}.",
+            "Preparing one of its own needs TensorFlow; ours are digits, fungi10.",
+            "Prepare it elsewhere with --file_format=array_record, and copy it.",
+        )
+    )
 
 
 def prepare(name: str, data_dir: str, manual_dir: str | None, **fields: Any) -> Any:

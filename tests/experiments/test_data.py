@@ -120,6 +120,12 @@ def test_absent_data_says_what_to_download(tmp_path):
         first_categories(tmp_path / "empty", "Fungi", 10)
 
 
+@pytest.mark.parametrize("name", ["mnist", "no_data_set_of_this_name"])
+def test_a_data_set_that_is_not_prepared_is_not_downloaded(name, tmp_path):
+    with pytest.raises(InputError, match=f"no prepared data set '{name}'"):
+        data.prepare(name, str(tmp_path), None)
+
+
 def test_a_truncated_archive_is_named(archive):
     manual, md5 = archive
     whole = (manual / ARCHIVE).read_bytes()

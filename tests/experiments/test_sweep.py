@@ -47,6 +47,7 @@ def kill_and_continue(folder, moments, length):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # processes start 22 times, on a machine that may be busy
 def test_a_sweep_that_is_killed_ends_with_the_same_rows(tmp_path, key):
     began = time.monotonic()
     assert start(tmp_path / "whole").wait() == 0

@@ -99,6 +99,7 @@ def test_a_finished_run_is_skipped(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # processes start 22 times, on a machine that may be busy
 def test_kill_9_at_20_random_moments_changes_nothing(tmp_path, key):
     def start(folder):
         return launch("train_classifier", folder, "--config.epochs=40")
