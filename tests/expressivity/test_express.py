@@ -57,7 +57,7 @@ def check(model, x, key):
     [
         "preresnet",
         "cifar_densenet",
-        "fractalnet",
+        pytest.param("fractalnet", marks=pytest.mark.slow),
         pytest.param("ror3", marks=pytest.mark.slow),
         pytest.param("se_resnet18", marks=pytest.mark.slow),
         pytest.param("densenet121", marks=pytest.mark.slow),

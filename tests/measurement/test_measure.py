@@ -72,7 +72,9 @@ def site_name(site):
     return "input" if site.kind == "input" else f"{site.path}.{site.kind}"
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)]
+)
 def test_every_statistic_is_the_explicit_one(dtype, key):
     with jax.enable_x64(dtype == jnp.float64):
         x = 1.3 * jax.random.normal(key, (3, 16, 16, 3), dtype) + 0.4
@@ -137,6 +139,7 @@ def test_without_rewrites_the_numbers_are_the_same(images):
     np.testing.assert_allclose(curves(fast), curves(plain), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_stacked_parameters_are_measured_one_by_one(images, key):
     keys = jax.random.split(key, 3)
     stacked = jax.vmap(Chain().init, (0, None))(keys, images)
@@ -148,6 +151,7 @@ def test_stacked_parameters_are_measured_one_by_one(images, key):
         np.testing.assert_allclose(curves(got)[i], curves(one)[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_parameters_of_another_scale_are_redrawn_at_their_own(images, key):
     own = Chain().init(key, images)
     assert "own init" in lw.measure(Chain(), own, images, draws=1).law

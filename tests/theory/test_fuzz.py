@@ -43,7 +43,7 @@ def check(architecture):
 
 
 @given(architectures)
-@settings(max_examples=5, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=4, deadline=None, suppress_health_check=QUIET)
 def test_random_architectures(architecture):
     check(architecture)
 

@@ -188,7 +188,7 @@ def test_equal_layers_are_computed_once_and_right_to_a_part_in_a_thousand(monkey
     np.testing.assert_allclose(curves(fast), curves(slow), atol=2e-3)
 
 
-@pytest.mark.parametrize("gain", [2e-2, 2e2])
+@pytest.mark.parametrize("gain", [2e-2, pytest.param(2e2, marks=pytest.mark.slow)])
 def test_second_moments_beyond_the_range_of_float64(gain):
     p = deep_params(300, gain)
     got = lw.predict(deep, p, IMAGES)

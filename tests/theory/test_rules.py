@@ -230,6 +230,7 @@ def test_rule_matches_samples(name, key):
     assert name in check(CASES[name], key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(MORE))
 def test_other_forms_match_samples(name, key):
     check(MORE[name], key)
