@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from index_sets import Geometry, backward, connections, d_maximum, forward, maximum
 
 import layerwise as lw
