@@ -4,6 +4,7 @@ Images are ``train_val2019/<super category>/<category>/<image>.jpg``. The archiv
 read once, front to back: it is compressed, and 74 GB long.
 """
 
+import gzip
 import hashlib
 import io
 import tarfile
@@ -121,13 +122,19 @@ def _from_archive(
 
 def _members(file: Any, group: str) -> Iterator[tuple[str, str, bytes]]:
     """Yields category, name and bytes of every image of a super category."""
-    with tarfile.open(fileobj=file, mode="r|gz") as tar:
+    # tarfile's own gzip stream does not notice on every Python that the end is missing.
+    with (
+        gzip.GzipFile(fileobj=file) as unpacked,
+        tarfile.open(fileobj=unpacked, mode="r|") as tar,
+    ):
         for member in tar:
             parts = Path(member.name).parts
             if member.isfile() and parts[:2] == (ROOT, group) and len(parts) == 4:
                 content = tar.extractfile(member)
                 assert content is not None
                 yield parts[2], parts[3], content.read()
+        while unpacked.read(1 << 20):
+            pass
 
 
 class _Hashed:
