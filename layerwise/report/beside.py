@@ -45,6 +45,7 @@ def predict_beside(
     draw = m.draw
     try:
         law = laws.of_init(lambda key, *_: draw(key), m.inputs)
+        law = laws.refined(law, m.traced, draw)
         found = theory.predict_traced(
             m.traced, law, m.inputs, method=method, draws=0, progress=stop_late
         )

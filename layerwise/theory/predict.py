@@ -75,7 +75,7 @@ def predict(
     ready = prepare(model, params, inputs, kwargs=kwargs, rngs=rngs)
     check_params(ready.model, ready.example, ready.own)
     traced = trace(ready.model, ready.example, ready.inputs)
-    moments = law_of(ready, law)
+    moments = laws.refined(law_of(ready, law), traced, law)
     if weight_variance:
         moments = laws.with_variances(moments, traced, weight_variance)
     return predict_traced(

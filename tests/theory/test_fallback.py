@@ -116,10 +116,10 @@ def _primitive(name, derivative=False):
 
 
 @pytest.mark.slow
-def test_a_dense_net_is_measured_where_maps_of_two_sizes_meet():
-    """Cotangents of two map sizes met in one response, which raised."""
+def test_a_dense_net_is_predicted_where_maps_of_two_sizes_meet():
+    """Cotangents of two map sizes meet in one response, which raised once."""
     model = lw.zoo.entry("cifar_densenet").build_small()
     x = jax.random.normal(jax.random.key(0), (4, *model.input_shape))
     found = lw.predict(model, None, x, draws=8)
     assert np.isfinite(found.curve("backward")).all()
-    assert any("another map" in why for why in found.sampled.values())
+    assert not found.sampled
