@@ -17,7 +17,18 @@ from layerwise.expressivity import Block
 from layerwise.expressivity.paths import run_blocks
 from layerwise.nn.blocks.residual import ResidualBlock, basic, pad_shortcut, stages
 from layerwise.nn.modules import ConvModule, ConvSpec
-from layerwise.zoo.resnet_cifar import CifarResNet
+from layerwise.zoo.resnet_cifar import CifarResNet, cifar_resnet
+
+
+NETWORKS = {"residual": "pad", "plain": "none"}
+"""The twins, by the shortcut of their blocks."""
+
+
+def twin(network: str, *, depth: int, width: int, image_size: int) -> CifarResNet:
+    """Returns the residual net, or the plain one of equal parameters."""
+    return cifar_resnet(
+        depth=depth, width=width, image_size=image_size, shortcut=NETWORKS[network]
+    )
 
 
 class Chain(NamedTuple):

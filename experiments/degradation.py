@@ -18,26 +18,20 @@ import jax.numpy as jnp
 import pandas as pd
 from ml_collections import ConfigDict
 
-import layerwise as lw
+from experiments.blocks import NETWORKS, twin
 from experiments.launch import check_choices, check_counts, check_positive, launch
-from experiments.training import digits, error_rate, train
+from experiments.training import digits, error_rate, train_as_configured
 from experiments.workdir import recorded
 from layerwise.report import regions_plot
 from layerwise.report.style import PALETTE
 
 
-NETWORKS = {"plain": "none", "residual": "pad"}
 MEASURES = ("train_loss", "train_error", "test_error")
 
 
 def build(config: ConfigDict, network: str, depth: int) -> nn.Module:
     """Returns a net of one depth."""
-    return lw.zoo.cifar_resnet(
-        depth=depth,
-        width=config.width,
-        image_size=config.image_size,
-        shortcut=NETWORKS[network],
-    )
+    return twin(network, depth=depth, width=config.width, image_size=config.image_size)
 
 
 def train_one(
@@ -47,15 +41,7 @@ def train_one(
     model = build(config, network, depth)
     data = digits(config.image_size, channels=3)
     start, order = jax.random.split(jax.random.key(seed))
-    got = train(
-        model,
-        model.init(start, jnp.asarray(data.x[:2])),
-        data,
-        steps=config.steps,
-        learning_rate=config.learning_rate,
-        batch=config.batch,
-        key=order,
-    )
+    got = train_as_configured(model, data, config, start, order)
     seen = data._replace(x_test=data.x, y_test=data.y)
     return {
         "train_loss": float(got.losses[-20:].mean()),

@@ -22,10 +22,9 @@ import optax
 import pandas as pd
 from ml_collections import ConfigDict
 
-import layerwise as lw
-from experiments.blocks import Chain, chain, without
+from experiments.blocks import NETWORKS, Chain, chain, twin, without
 from experiments.launch import check_choices, check_counts, check_positive, launch
-from experiments.training import Data, digits, error_rate, train
+from experiments.training import Data, digits, error_rate, train_as_configured
 from experiments.workdir import recorded
 from layerwise.errors import InvalidArgumentError, message
 from layerwise.expressivity import Block, sampled_gradient_by_length
@@ -35,16 +34,10 @@ from layerwise.report.style import PALETTE
 from layerwise.zoo.resnet_cifar import CifarResNet
 
 
-NETWORKS = {"residual": "pad", "plain": "none"}
-
-
 def build(config: ConfigDict, network: str) -> CifarResNet:
     """Returns the residual net, or its plain twin."""
-    return lw.zoo.cifar_resnet(
-        depth=config.depth,
-        width=config.width,
-        image_size=config.image_size,
-        shortcut=NETWORKS[network],
+    return twin(
+        network, depth=config.depth, width=config.width, image_size=config.image_size
     )
 
 
@@ -52,15 +45,7 @@ def examine(config: ConfigDict, *, network: str, seed: int) -> dict[str, Any]:
     """Trains a net and returns its test errors after every operation."""
     model, data = build(config, network), digits(config.image_size, channels=3)
     start, order, operate = jax.random.split(jax.random.key(seed), 3)
-    got = train(
-        model,
-        model.init(start, jnp.asarray(data.x[:2])),
-        data,
-        steps=config.steps,
-        learning_rate=config.learning_rate,
-        batch=config.batch,
-        key=order,
-    )
+    got = train_as_configured(model, data, config, start, order)
     net = chain(model, got.variables, data.x_test)
 
     def error(blocks: Sequence[Block]) -> float:

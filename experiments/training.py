@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 import layerwise as lw
 
@@ -181,6 +182,29 @@ def train(
         if not np.isfinite(losses[step]):
             break
     return Trained(_settled(model, state["variables"], images[0]), losses)
+
+
+def train_as_configured(
+    model: nn.Module, data: Data, config: ConfigDict, start: jax.Array, order: jax.Array
+) -> Trained:
+    """Trains from the model's own initialization, as the configuration says.
+
+    Args:
+        model: A Linen classifier.
+        data: The images.
+        config: Its `steps`, `learning_rate` and `batch` are read.
+        start: Key of the initialization.
+        order: Key of the batches.
+    """
+    return train(
+        model,
+        model.init(start, jnp.asarray(data.x[:2])),
+        data,
+        steps=config.steps,
+        learning_rate=config.learning_rate,
+        batch=config.batch,
+        key=order,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -12,6 +12,8 @@ Forms (the part after the colon):
 
 from ml_collections import ConfigDict
 
+from experiments.configs import unknown_form
+
 
 def get_config(form: str = "quick") -> ConfigDict:
     """Returns the configuration of a form."""
@@ -35,9 +37,5 @@ def get_config(form: str = "quick") -> ConfigDict:
         config.seeds = 1
         config.steps = 5
     elif form != "quick":
-        raise ValueError(
-            f"Unknown form {form!r} of this configuration.\n"
-            "Its forms are quick, full and small.\n"
-            "Pass --config=experiments/configs/degradation.py:quick."
-        )
+        raise unknown_form(form, "degradation", "quick, full and small")
     return config

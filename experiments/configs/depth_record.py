@@ -14,6 +14,8 @@ Forms (the part after the colon):
 
 from ml_collections import ConfigDict
 
+from experiments.configs import unknown_form
+
 
 def get_config(form: str = "quick") -> ConfigDict:
     """Returns the configuration of a form."""
@@ -42,9 +44,5 @@ def get_config(form: str = "quick") -> ConfigDict:
         config.laws = ("orthogonal",)
         config.learning_rates = (1e-2,)
     elif form != "quick":
-        raise ValueError(
-            f"Unknown form {form!r} of this configuration.\n"
-            "Its forms are quick, full and small.\n"
-            "Pass --config=experiments/configs/depth_record.py:quick."
-        )
+        raise unknown_form(form, "depth_record", "quick, full and small")
     return config

@@ -12,6 +12,8 @@ Forms (the part after the colon):
 
 from ml_collections import ConfigDict
 
+from experiments.configs import unknown_form
+
 
 def get_config(form: str = "quick") -> ConfigDict:
     """Returns the configuration of a form."""
@@ -50,9 +52,5 @@ def get_config(form: str = "quick") -> ConfigDict:
             image_size=8, batch=1, samples=2, samples_alone=2, stride=27
         )
     elif form != "quick":
-        raise ValueError(
-            f"Unknown form {form!r} of this configuration.\n"
-            "Its forms are quick, full and small.\n"
-            "Pass --config=experiments/configs/expressivity.py:quick."
-        )
+        raise unknown_form(form, "expressivity", "quick, full and small")
     return config

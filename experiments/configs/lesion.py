@@ -12,6 +12,8 @@ Forms (the part after the colon):
 
 from ml_collections import ConfigDict
 
+from experiments.configs import unknown_form
+
 
 def get_config(form: str = "quick") -> ConfigDict:
     """Returns the configuration of a form."""
@@ -44,9 +46,5 @@ def get_config(form: str = "quick") -> ConfigDict:
         config.samples = 2
         config.path_samples = 2
     elif form != "quick":
-        raise ValueError(
-            f"Unknown form {form!r} of this configuration.\n"
-            "Its forms are quick, full and small.\n"
-            "Pass --config=experiments/configs/lesion.py:quick."
-        )
+        raise unknown_form(form, "lesion", "quick, full and small")
     return config

@@ -14,6 +14,8 @@ Forms (the part after the colon):
 
 from ml_collections import ConfigDict
 
+from experiments.configs import unknown_form
+
 
 def get_config(form: str = "quick") -> ConfigDict:
     """Returns the configuration of a form."""
@@ -70,9 +72,5 @@ def get_config(form: str = "quick") -> ConfigDict:
         config.laws.update(width=64, draws=20, plain_depth=4, plain_draws=100)
         config.laws.update(bn_width=64, bn_batch=64, bn_draws=2)
     elif form != "quick":
-        raise ValueError(
-            f"Unknown form {form!r} of this configuration.\n"
-            "Its forms are quick, full and small.\n"
-            "Pass --config=experiments/configs/residual_depth.py:quick."
-        )
+        raise unknown_form(form, "residual_depth", "quick, full and small")
     return config

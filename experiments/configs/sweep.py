@@ -14,6 +14,8 @@ Forms (the part after the colon):
 
 from ml_collections import ConfigDict
 
+from experiments.configs import unknown_form
+
 
 def get_config(form: str = "quick") -> ConfigDict:
     """Returns the configuration of a form."""
@@ -40,9 +42,5 @@ def get_config(form: str = "quick") -> ConfigDict:
         config.fixed = (("schemes", ("glorot",)),)
         config.grid = (("learning_rates", ((1e-2,), (1e-3,))), ("first_seed", (0, 1)))
     elif form != "quick":
-        raise ValueError(
-            f"Unknown form {form!r} of this configuration.\n"
-            "Its forms are quick, table4 and small.\n"
-            "Pass --config=experiments/configs/sweep.py:quick."
-        )
+        raise unknown_form(form, "sweep", "quick, table4 and small")
     return config

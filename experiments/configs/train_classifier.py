@@ -14,6 +14,8 @@ Forms (the part after the colon):
 
 from ml_collections import ConfigDict
 
+from experiments.configs import unknown_form
+
 
 def get_config(form: str = "quick") -> ConfigDict:
     """Returns the configuration of a form."""
@@ -53,9 +55,5 @@ def get_config(form: str = "quick") -> ConfigDict:
         config.schemes = ("kaiming_fan_in", "glorot")
         config.epochs = 4
     elif form != "quick":
-        raise ValueError(
-            f"Unknown form {form!r} of this configuration.\n"
-            "Its forms are quick, digits and small.\n"
-            "Pass --config=experiments/configs/train_classifier.py:quick."
-        )
+        raise unknown_form(form, "train_classifier", "quick, digits and small")
     return config

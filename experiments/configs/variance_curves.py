@@ -13,6 +13,8 @@ Forms (the part after the colon):
 
 from ml_collections import ConfigDict
 
+from experiments.configs import unknown_form
+
 
 def get_config(form: str = "quick") -> ConfigDict:
     """Returns the configuration of a form."""
@@ -31,9 +33,5 @@ def get_config(form: str = "quick") -> ConfigDict:
         config.model_args = ConfigDict({"image_size": 64, "width": 8})
         config.draws = 4
     elif form != "quick":
-        raise ValueError(
-            f"Unknown form {form!r} of this configuration.\n"
-            "Its forms are quick, full and small.\n"
-            "Pass --config=experiments/configs/variance_curves.py:quick."
-        )
+        raise unknown_form(form, "variance_curves", "quick, full and small")
     return config

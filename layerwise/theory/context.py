@@ -15,7 +15,7 @@ from layerwise.theory.law import ENOUGH, Law
 from layerwise.theory.state import State
 from layerwise.theory.weights import Pattern
 from layerwise.tracing import TracedModel, primitives
-from layerwise.tracing.graph import Equation, evaluate
+from layerwise.tracing.graph import Equation, evaluate, needed_for
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,17 +155,8 @@ class RuleContext:
 
     def is_random(self, atom: Any) -> bool:
         """Whether a value that no weight has touched is made of random bits."""
-        stack, seen = [atom], set()
-        while stack:
-            at = stack.pop()
-            if not isinstance(at, int) or at in seen or at not in self._producers:
-                continue
-            seen.add(at)
-            equation = self._producers[at]
-            if equation.name.startswith(("random_", "threefry")):
-                return True
-            stack.extend(equation.values_in)
-        return False
+        made_by = needed_for(self.traced.graph.equations, (atom,))
+        return any(e.name.startswith(("random_", "threefry")) for e in made_by)
 
     def leaf(self, atom: Any) -> str | None:
         """Returns the parameter leaf that an operand is a rearrangement of, if one."""
@@ -197,14 +188,11 @@ class RuleContext:
     def _sample(self, value: int, draws: int) -> np.ndarray:
         """Evaluates a parameter-made value on `draws` draws of its leaves."""
         graph = self.traced.graph
-        needed, kept = {value}, []
-        for equation in reversed(graph.equations):
-            if not needed.isdisjoint(equation.outputs):
-                kept.append(equation)
-                needed.update(equation.values_in)
+        kept = needed_for(graph.equations, (value,))
+        needed = {value}.union(*(e.values_in for e in kept))
         read = [v for v in self._leaf_of if v in needed]
         part = dataclasses.replace(
-            graph, inputs=tuple(read), equations=tuple(reversed(kept)), outputs=(value,)
+            graph, inputs=tuple(read), equations=kept, outputs=(value,)
         )
         rows = []
         for i in range(draws):

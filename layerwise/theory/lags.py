@@ -242,3 +242,13 @@ def _at_lag_partly(
     return got.reshape(
         got.shape[:-1] + table.shape[table.ndim - (n_positions - axis - 1) :]
     )
+
+
+def along(
+    values: np.ndarray, matrices: Sequence[np.ndarray], first: int = 0
+) -> np.ndarray:
+    """Applies a matrix to each of some neighbouring axes, of which `first` is first."""
+    for a, m in enumerate(matrices):
+        moved = np.moveaxis(values, first + a, -1) @ m.T
+        values = np.moveaxis(moved, -1, first + a)
+    return values

@@ -17,7 +17,14 @@ import numpy as np
 
 from layerwise import _jax
 from layerwise.tracing import TracedModel, primitives
-from layerwise.tracing.graph import Atom, Equation, Graph, evaluate, from_jaxpr
+from layerwise.tracing.graph import (
+    Atom,
+    Equation,
+    Graph,
+    evaluate,
+    from_jaxpr,
+    needed_for,
+)
 from layerwise.tracing.model import leaf_name
 from layerwise.types import PyTree
 
@@ -165,7 +172,7 @@ def _leaf(
     drawn = values is None
     if values is None:
         part = dataclasses.replace(
-            graph, equations=tuple(_back_to_key(graph, atom)), outputs=(atom,)
+            graph, equations=needed_for(graph.equations, (atom,)), outputs=(atom,)
         )
         count = int(np.clip(ENOUGH // max(size, 1), 4, 256))
         run = jax.jit(lambda k: jax.lax.map(lambda one: evaluate(part, [one])[0], k))
@@ -174,15 +181,6 @@ def _leaf(
     sem = np.sqrt(second / values.size)
     kept = values.astype(np.float32) if drawn else None
     return Leaf(second, mean if abs(mean) > 6 * sem else 0.0, None, kept)
-
-
-def _back_to_key(graph: Graph, atom: int) -> list[Equation]:
-    needed, kept = {atom}, []
-    for equation in reversed(graph.equations):
-        if not needed.isdisjoint(equation.outputs):
-            kept.append(equation)
-            needed.update(equation.values_in)
-    return kept[::-1]
 
 
 _POINTS = 2**16

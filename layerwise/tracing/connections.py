@@ -60,6 +60,14 @@ class Axis:
         index, rest = np.divmod(place, self.input_dilation)
         return np.where((rest == 0) & (index >= 0) & (index < self.size), index, -1)
 
+    @functools.cached_property
+    def reach(self) -> np.ndarray:
+        """``(output, input)``: 1.0 where a tap connects them, else 0.0."""
+        out = np.zeros((self.n_outputs, self.size))
+        o, t = np.nonzero(self.sources >= 0)
+        out[o, self.sources[o, t]] = 1.0
+        return out
+
     @property
     def connections(self) -> int:
         """Number of (output, input) pairs that a tap connects."""

@@ -22,7 +22,7 @@ import numpy as np
 
 from layerwise import _jax
 from layerwise.tracing import primitives
-from layerwise.tracing.graph import Atom, Equation, Graph, evaluate
+from layerwise.tracing.graph import Atom, Equation, Graph, evaluate, needed_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,16 +160,10 @@ def constant_value(graph: Graph, value: int, flow: Dataflow) -> np.ndarray | Non
         return None
     if value in graph.inputs or math.prod(graph.avals[value].shape) > 2**22:
         return None
-    needed, kept = {value}, []
-    for equation in reversed(graph.equations):
-        if not needed.isdisjoint(equation.outputs):
-            kept.append(equation)
-            needed.update(equation.values_in)
-    if not needed.isdisjoint(graph.inputs):
+    kept = needed_for(graph.equations, (value,))
+    if any(not set(graph.inputs).isdisjoint(e.values_in) for e in kept):
         return None
-    part = dataclasses.replace(
-        graph, inputs=(), equations=tuple(reversed(kept)), outputs=(value,)
-    )
+    part = dataclasses.replace(graph, inputs=(), equations=kept, outputs=(value,))
     return np.asarray(evaluate(part, ())[0])
 
 

@@ -179,19 +179,30 @@ class _Builder:
 
         inputs = tuple(new(v) for v in jaxpr.jaxpr.invars)
         outputs = tuple(inline(jaxpr, inputs, scope, None))
-        return Graph(inputs, constants, _live(equations, outputs), outputs, avals)
+        kept = needed_for(equations, outputs, effects=True)
+        return Graph(inputs, constants, kept, outputs, avals)
 
 
 def _join_scope(outer: str, inner: str) -> str:
     return "/".join(part for part in (outer, inner) if part)
 
 
-def _live(equations: list[Equation], outputs: tuple[Atom, ...]) -> tuple[Equation, ...]:
-    """Drops equations that no output depends on (those with effects stay)."""
+def needed_for(
+    equations: Sequence[Equation], outputs: Sequence[Atom], *, effects: bool = False
+) -> tuple[Equation, ...]:
+    """Returns the equations that some output depends on, in order.
+
+    Args:
+        equations: All of them, in order.
+        outputs: What is wanted.
+        effects: Keep those with effects too.
+    """
     needed = {a for a in outputs if isinstance(a, int)}
     kept = []
     for equation in reversed(equations):
-        if equation.eqn.effects or not needed.isdisjoint(equation.outputs):
+        if (effects and equation.eqn.effects) or not needed.isdisjoint(
+            equation.outputs
+        ):
             kept.append(equation)
             needed.update(equation.values_in)
     return tuple(reversed(kept))

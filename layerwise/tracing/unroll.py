@@ -20,7 +20,7 @@ import numpy as np
 
 from layerwise import _jax
 from layerwise.tracing import dataflow, primitives
-from layerwise.tracing.graph import Atom, Equation, Graph, from_jaxpr
+from layerwise.tracing.graph import Atom, Equation, Graph, from_jaxpr, needed_for
 from layerwise.tracing.layers import Layer, TracedModel
 from layerwise.tracing.pointwise import is_elementwise
 from layerwise.tracing.sites import layer_runs
@@ -116,13 +116,8 @@ class _Writer:
                 self.signals.add(new)
                 self.known[new] = self.data[old]
         outputs = tuple(self._body(graph, inputs, ()))
-        needed = {a for a in outputs if isinstance(a, int)}
-        kept = []
-        for e in reversed(self.equations):
-            if e.eqn.effects or not needed.isdisjoint(e.outputs):
-                kept.append(e)
-                needed.update(e.values_in)
-        return Graph(inputs, self.constants, tuple(kept[::-1]), outputs, self.avals)
+        kept = needed_for(self.equations, outputs, effects=True)
+        return Graph(inputs, self.constants, kept, outputs, self.avals)
 
     def _new(self, aval: Any) -> int:
         value = next(self.counter)

@@ -1,7 +1,4 @@
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,20 +12,14 @@ from experiments.configs.sweep import get_config
 from experiments.points import Point, run_point
 from experiments.workdir import recorded
 from layerwise.errors import LayerwiseError
+from tests.experiments.processes import launch
 
 
 ROOT = Path(__file__).parents[2]
 
 
 def start(folder):
-    config = "--config=experiments/configs/sweep.py:small"
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.sweep", config, f"--workdir={folder}"],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=ROOT,
-    )
+    return launch("sweep", folder)
 
 
 def metrics(folder):

@@ -1,7 +1,4 @@
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,9 +11,7 @@ from ml_collections import ConfigDict
 from experiments import train_classifier
 from experiments.configs.train_classifier import get_config
 from layerwise.errors import LayerwiseError
-
-
-ROOT = Path(__file__).parents[2]
+from tests.experiments.processes import launch
 
 
 def tiny(epochs=4):
@@ -27,19 +22,6 @@ def tiny(epochs=4):
 
 class Killed(Exception):
     pass
-
-
-def launch(experiment, folder, *given):
-    """Starts the small form of a binary, as a process."""
-    config = f"--config=experiments/configs/{experiment}.py:small"
-    command = [sys.executable, "-m", f"experiments.{experiment}", config, *given]
-    return subprocess.Popen(
-        [*command, f"--workdir={folder}"],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=ROOT,
-    )
 
 
 def metrics(folder):

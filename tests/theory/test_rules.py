@@ -280,7 +280,7 @@ MUTATIONS = {
     "mean cross terms of a sum": (elementwise, "table = table + sign * (", "table = table + 0 * (", "add"),  # noqa: E501
     "other taps of a convolution": (linear, "summed = moved @ reach.T", "summed = moved @ (reach.T / 2)", "conv_general_dilated"),  # noqa: E501
     "transpose of a linear map": (positions, "field = map_axis(ctx, field, _spatial_index(state, a), m.T)", "field = map_axis(ctx, field, _spatial_index(state, a), m.T / 1.2)", "reduce_sum"),  # noqa: E501
-    "windows of a maximum": (pooling, "second = _along(ct.second * share, back)", "second = _along(ct.second * share / 2, back)", "reduce_window_max"),  # noqa: E501
+    "windows of a maximum": (pooling, "second = lagging.along(ct.second * share, back)", "second = lagging.along(ct.second * share / 2, back)", "reduce_window_max"),  # noqa: E501
     "copies of a broadcast": (positions, "np.ones((1, size))", "np.ones((1, size)) / 1.3", "broadcast_in_dim"),  # noqa: E501
     "root of the variance": (normalization, "(stats.variance + epsilon) / boost", "(stats.variance + epsilon) * 2", "normalization"),  # noqa: E501
 }  # fmt: skip

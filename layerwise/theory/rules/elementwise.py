@@ -412,17 +412,10 @@ def _with_zero(slope: Numeric, zero: float) -> Numeric:
     return lambda x: np.where(x == 0.0, zero, slope(x))
 
 
-def placed(array: np.ndarray, state: State) -> bool:
-    """Whether a fixed array differs by position or by example."""
-    return any(variation(array, state.axes, role) for role in "sb")
-
-
 def _add_constant(
     ctx: RuleContext, state: State, array: np.ndarray, shape: Sequence[int], flip: float
 ) -> State:
     """Returns the state plus a fixed array, known at every position."""
-    if variation(array, state.axes, "b"):
-        raise NoSoundRule("a parameter that differs by example")
     parts = []
     constants = data.constant(ctx, array, state, shape)
     for (n, f), g in zip(state.parts, constants, strict=True):
@@ -451,14 +444,14 @@ def _add_parameter(ctx: RuleContext, node: Node, state: State, sign: float) -> S
     shape = ctx.shape(node.output)
     if ctx.shape(node.inputs[0]) != shape:
         raise NoSoundRule("a signal broadcast against a parameter")
-    if moments.value is not None and placed(array, state):
+    if variation(array, state.axes, "b"):
+        raise NoSoundRule("a parameter that differs by example")
+    by_position = variation(array, state.axes, "s")
+    if moments.value is not None and by_position:
         mine = node.equations[0].inputs.index(node.inputs[0])
         if mine == 0:
             return _add_constant(ctx, state, sign * array, shape, 1.0)
         return _add_constant(ctx, state, array, shape, sign)
-    if variation(array, state.axes, "b"):
-        raise NoSoundRule("a parameter that differs by example")
-    by_position = variation(array, state.axes, "s")
     flip = -1.0 if sign < 0 and node.equations[0].inputs[1] == node.inputs[0] else 1.0
     parts = []
     for (n, _), f in zip(state.parts, out, strict=True):

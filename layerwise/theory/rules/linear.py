@@ -181,13 +181,6 @@ def _spread_of_data(
     return fluctuation.of_batch(squares, lags)
 
 
-def _reach(axis: Axis) -> np.ndarray:
-    reach = np.zeros((axis.n_outputs, axis.size))
-    o, t = np.nonzero(axis.sources >= 0)
-    np.add.at(reach, (o, axis.sources[o, t]), 1.0)
-    return reach
-
-
 def _wanted(ctx: RuleContext, axis: Axis) -> tuple[int, ...]:
     """Lags of the input that the held lags of the output are made of."""
     held = lagging.lag_values(axis.n_outputs, ctx.level)
@@ -209,7 +202,7 @@ def convolve(
     table, lags, comb = field.table, list(field.lags), list(field.combs)
     rank = len(axes)
     for a, axis in enumerate(axes):
-        reach = _reach(axis).T if transpose else _reach(axis)
+        reach = axis.reach.T if transpose else axis.reach
         up, down = (axis.input_dilation, axis.stride)
         if transpose:
             up, down = down, up
@@ -415,10 +408,7 @@ def _centred(
 
 def _summed(values: np.ndarray, axes: Sequence[Axis] | None, first: int) -> np.ndarray:
     """Returns the sums under the taps of every axis, of which `first` is the first."""
-    for a, axis in enumerate(axes or ()):
-        moved = np.moveaxis(values, first + a, -1) @ _reach(axis).T
-        values = np.moveaxis(moved, -1, first + a)
-    return values
+    return lagging.along(values, [a.reach for a in axes or ()], first)
 
 
 def _ones(state: State) -> tuple[fluctuation.Taps, list[float]]:

@@ -59,27 +59,13 @@ def _axes(ctx: RuleContext, node: Node, state: State) -> tuple[list[Axis], list[
     ], []
 
 
-def _reach(axis: Axis) -> np.ndarray:
-    """``(output, input)``: whether the window holds the entry."""
-    m = np.zeros((axis.n_outputs, axis.size))
-    o, t = np.nonzero(axis.sources >= 0)
-    m[o, axis.sources[o, t]] = 1.0
-    return m
-
-
-def _along(values: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
-    for a, m in enumerate(matrices):
-        values = np.moveaxis(np.tensordot(values, m, (a, 1)), -1, a)
-    return values
-
-
 class _Pool:
     """One field's pooling."""
 
     def __init__(self, ctx: RuleContext, field: Field, axes: Sequence[Axis]):
         self.ctx, self.field, self.axes = ctx, field, axes
-        self.reach = [_reach(a) for a in axes]
-        self.counts = _along(np.ones(field.sizes), self.reach)
+        self.reach = [a.reach for a in axes]
+        self.counts = lagging.along(np.ones(field.sizes), self.reach)
         if not np.all(self.counts > 0):
             raise NoSoundRule("a window of padding alone")
         taps = [[t * a.kernel_dilation for t in range(a.taps)] for a in axes]
@@ -171,7 +157,7 @@ class _Pool:
         law = self.window.law
         second_factor = self.per_output(lambda z: law(z) ** 2) / self.base
         mean_factor = self.per_output(law) / math.sqrt(self.base)
-        local = _along(self.field.second, self.reach) / self.counts
+        local = lagging.along(self.field.second, self.reach) / self.counts
         second, root = second_factor * local, np.sqrt(local)
         mean = mean_factor * root
         lags = tuple(lagging.lag_values(a.n_outputs, self.ctx.level) for a in self.axes)
@@ -334,7 +320,7 @@ def _scatter(pool: _Pool, ct: Field, share: np.ndarray) -> Field:
     """
     ctx, axes = pool.ctx, pool.axes
     back = [m.T for m in pool.reach]
-    second = _along(ct.second * share, back)
+    second = lagging.along(ct.second * share, back)
     sizes = pool.field.sizes
     lags = tuple(lagging.lag_values(n, ctx.level) for n in sizes)
     # Entries of two windows: taken for independent choices.
@@ -384,5 +370,5 @@ def _meeting(pool: _Pool, ct: Field, active: np.ndarray) -> np.ndarray:
             shared = functools.reduce(np.multiply.outer, [m.sum(axis=0) for m in both])
             union = pool.counts + counts[index] - shared
             pair = ct.table[(0, *index)] * roots[index] / np.maximum(union, 1.0)
-            out += _along(pair, both)
+            out += lagging.along(pair, both)
     return out

@@ -12,7 +12,6 @@ from layerwise.theory.rules.elementwise import (
     aligned,
     fit_parts,
     parameter,
-    placed,
     variation,
     worst,
 )
@@ -40,6 +39,11 @@ def scale_parts(
     varies = second - mean**2 > 1e-12 * second
     gaussian = Grade.APPROXIMATE if varies else Grade.EXACT
     return dataclasses.replace(out, grade=worst(state.grade, gaussian))
+
+
+def _placed(array: np.ndarray, state: State) -> bool:
+    """Whether a fixed array differs by position or by example."""
+    return any(variation(array, state.axes, role) for role in "sb")
 
 
 def _times_constant(
@@ -74,7 +78,7 @@ def _times_parameter(ctx: RuleContext, node: Node, state: State) -> State:
             raise NoSoundRule("division by a random parameter, or by zero")
         array = 1.0 / array
         mean, second = float(array.mean()), float(np.mean(array**2))
-    if moments.value is not None and placed(array, state):
+    if moments.value is not None and _placed(array, state):
         return _times_constant(ctx, state, array, ctx.shape(node.output))
     return scale_parts(ctx, state, array, mean, second)
 
@@ -217,7 +221,7 @@ class Mask:
 
 def _masked(ctx: RuleContext, node: Node, state: State) -> State:
     mask = _mask(ctx, node)
-    if not ctx.is_random(node.equations[0].inputs[0]) and placed(mask, state):
+    if not ctx.is_random(node.equations[0].inputs[0]) and _placed(mask, state):
         return _times_constant(ctx, state, mask, ctx.shape(node.output))
     share = float(mask.mean())
     return scale_parts(ctx, state, mask, share, share)
