@@ -10,6 +10,7 @@ a finished one is skipped. Writes ``runs.csv`` (a row per run and epoch), ``tabl
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,9 @@ from experiments.launch import (
 from experiments.training import Data, Sgd, accuracy, digits
 from experiments.workdir import append_line, replace_file, whole_lines
 from layerwise.errors import InvalidArgumentError, message
+
+
+METRICS = ("loss", "accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +132,14 @@ class Epoch:
         self.batch = config.batch
         self.images = (jnp.asarray(images.x), jnp.asarray(images.y))
         self.test = (jnp.asarray(images.x_test), jnp.asarray(images.y_test))
+        self._law_of = functools.cache(
+            functools.partial(lw.scheme_law, model, self.images[0][:2])
+        )
+
+    def draw(self, scheme: str, key: jax.Array) -> Any:
+        """Returns parameters under a scheme, whose law is worked out once."""
+        law = self._law_of(scheme)
+        return law.place(law(key))
 
     def __call__(
         self, state: dict[str, Any], key: jax.Array, rate: float
@@ -151,7 +163,9 @@ def train_one(
     """Trains one run to its end, from where it was left.
 
     After every epoch the line of metrics is written first and the checkpoint second: a
-    kill in between leaves a line too many, which the next start cuts off.
+    kill in between leaves a line too many, which the next start cuts off. A loss that
+    is not finite leaves weights that are not numbers, whose metrics never change: they
+    are repeated, not computed again.
 
     Args:
         run: Which.
@@ -164,8 +178,7 @@ def train_one(
 
     folder.mkdir(parents=True, exist_ok=True)
     key = jax.random.key(run.seed)
-    drawn = lw.initialize(epoch.sgd.model, epoch.images[0][:2], key, run.scheme)
-    start = epoch.sgd.start(drawn)
+    start = epoch.sgd.start(epoch.draw(run.scheme, key))
     options = ocp.CheckpointManagerOptions(max_to_keep=1)
     with ocp.CheckpointManager(folder.resolve() / "state", options=options) as manager:
         done = manager.latest_step() or 0
@@ -174,9 +187,11 @@ def train_one(
             state = manager.restore(done, args=ocp.args.StandardRestore(start))
         lines = whole_lines(folder / "metrics.jsonl")[:done]
         replace_file(folder / "metrics.jsonl", "".join(lines))
+        metrics = {k: json.loads(lines[-1])[k] for k in METRICS} if lines else {}
         for number in range(done, config.epochs):
-            batches = jax.random.fold_in(key, number + 1)
-            state, metrics = epoch(state, batches, run.rate)
+            if np.isfinite(metrics.get("loss", 0.0)):
+                batches = jax.random.fold_in(key, number + 1)
+                state, metrics = epoch(state, batches, run.rate)
             row = {"epoch": number + 1, **metrics}
             append_line(folder / "metrics.jsonl", row)
             manager.save(number + 1, args=ocp.args.StandardSave(state))
