@@ -38,6 +38,7 @@ References:
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -54,7 +55,7 @@ from layerwise.initializers.registry import (
     register,
 )
 from layerwise.initializers.weights import weights
-from layerwise.theory import law as theory
+from layerwise.theory import examples, law as theory
 from layerwise.theory.engine import Engine
 from layerwise.theory.first_use import scale_at_first_use, scale_cotangents
 from layerwise.tracing import TracedModel
@@ -175,12 +176,14 @@ class _Sweep:
                 y.path: block.exit for branch in block.branches for y in branch.layers
             }
         cuts = frozenset([first, *at.values()]) & set(traced.graph.avals)
-        engine = Engine(traced, _scaled(self.law, scales), self.problem.inputs, cuts)
-        engine.run()
+        law, inputs = _scaled(self.law, scales), self.problem.inputs
+        _, engines = examples.run(
+            functools.partial(Engine, traced, law, inputs, cuts), examples.both_ways
+        )
 
         def log(value: int) -> float:
-            state = engine.combined(value)
-            return math.nan if state is None else state.moments()[1]
+            got = examples.moments_of(engines, value, "backward")
+            return math.nan if got is None else got.log
 
         start = log(first)
         start = before = start if math.isfinite(start) else 0.0

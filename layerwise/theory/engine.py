@@ -9,8 +9,8 @@ says that its assumptions do not hold, the node is sampled.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,8 +43,8 @@ _PAIRS_BACK = frozenset(
     ]
 )
 _PAIRS = _PAIRS_BACK | {"reduce_sum"}
+Direction = Literal["forward", "backward"]
 DENSE_BUDGET = 1e8
-"""Table entries in all, above which fewer lags are held."""
 PAIRS_BACK_BUDGET = 1e7
 """The same, above which cotangents hold pairs only where a sum or a maximum reads."""
 
@@ -64,12 +64,10 @@ class Engine:
         independent: Take inputs for independent zero-mean entries (`sitewise`).
         draws: Networks to run where something has to be sampled; with 0, what would
             depend on it stays unknown.
-        on_weights: Called with each weight operation and the moments of its result;
-            what it returns takes their place.
-        on_cotangent: The same backward: called with each weight operation and the
-            moments of the cotangent that it hands to its operand.
-        log_scale: Leaf name -> logarithm of a factor that sampled networks have it
-            multiplied by; may grow during the sweep.
+        scaled: The direction in which whoever runs the sweep changes the moments of
+            weight operations as it gets there: nothing behind may be sampled before.
+        budget: Table entries in all, above which fewer lags are held.
+        arrays: What no weight has touched, in place of what the inputs make of it.
         progress: Called with (nodes done, nodes in all) over both sweeps.
     """
 
@@ -82,13 +80,15 @@ class Engine:
         *,
         independent: bool = False,
         draws: int = 48,
-        on_weights: Callable[[Node, State], State] | None = None,
-        on_cotangent: Callable[[Node, State], State] | None = None,
-        log_scale: Mapping[str, float] | None = None,
+        scaled: Direction | None = None,
+        budget: float = DENSE_BUDGET,
+        arrays: Mapping[int, np.ndarray] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ):
         self.traced, self.inputs = traced, tuple(inputs)
-        self.on_weights, self.on_cotangent = on_weights, on_cotangent
+        self.scaled, self.budget = scaled, budget
+        # Leaf name -> logarithm of the factor that whoever scales has found for it.
+        self.scales: dict[str, float] = {}
         self.progress = progress or (lambda *_: None)
         self.known: dict[int, State] = {}
         self.cotangents: dict[int, list[State]] = {}
@@ -102,7 +102,8 @@ class Engine:
         self.cuts = cuts
         self.measured_below = 0
         self.entries = 0.0
-        arrays = data.deterministic(traced, self.inputs)
+        if arrays is None:
+            arrays = data.deterministic(traced, self.inputs)
         first = next((x for x in self.inputs if np.ndim(x)), None)
         base = RuleContext(
             traced=traced,
@@ -138,7 +139,7 @@ class Engine:
         self.first_reader = min(readers, default=10**12)
         self.sharing = Sharing(self.ctx, self.nodes)
         self.repeats = Repeats(self.ctx, self.nodes)
-        self.sampler = Sampler(self.ctx, self.inputs, draws, log_scale=log_scale)
+        self.sampler = Sampler(self.ctx, self.inputs, draws, log_scale=self.scales)
 
     def _reads_pairs(self, node: Node) -> bool:
         """Whether the cotangents behind a node are needed in pairs of positions."""
@@ -167,7 +168,7 @@ class Engine:
             held = [len(lagging.lag_values(n)) for n in sizes]
             total += math.prod(sizes) * math.prod(held) * classes
         self.entries = float(total)
-        return lagging.DENSE if total < DENSE_BUDGET else lagging.SPARSE
+        return lagging.DENSE if total < self.budget else lagging.SPARSE
 
     def state_of(self, value: int) -> State:
         """Returns the moments of a value that has been reached."""
@@ -185,9 +186,14 @@ class Engine:
 
     def run(self) -> None:
         """Runs both sweeps, as far as they go."""
-        try:
-            self.forward()
-        except _Unsampled:
+        for _ in self.forward():
+            pass
+        for _ in self.backward():
+            pass
+
+    def backward(self) -> Iterator[Node]:
+        """Runs the backward sweep, if the other came to its end; yields each node."""
+        if any(n.output not in self.known for n in self.nodes):
             return
         self._seed()
         count = len(self.nodes)
@@ -196,14 +202,22 @@ class Engine:
                 break
             self.progress(count + i, 2 * count)
             self._backward(node)
+            yield node
 
-    def forward(self) -> None:
-        """Runs the forward sweep."""
+    def forward(self) -> Iterator[Node]:
+        """Runs the forward sweep; yields each node when its result is known.
+
+        Stops at a node without a sound rule where nothing is to be sampled.
+        """
         last = {v: n.output for n in self.nodes for v in n.inputs}
         sums = any(n.name in ("add", "sub") and len(n.inputs) > 1 for n in self.nodes)
         for i, node in enumerate(self.nodes):
             self.progress(i, 2 * len(self.nodes))
-            self._forward(node)
+            try:
+                self._forward(node)
+            except _Unsampled:
+                return
+            yield node
             if node.output >= self.first_reader or sums:
                 continue
             for v in node.inputs:  # pairs that neither direction will read again
@@ -223,15 +237,9 @@ class Engine:
                 self.repeats.remember(node, "forward", states, [got])
             roots = self.sharing.roots(node, states)
             got = self.sharing.graded(node, got)
-            if self.sharing.has_weights(node) and self.on_weights is not None:
-                got = self.on_weights(node, got)
             self.known[node.output] = dataclasses.replace(got, roots=roots)
         except NoSoundRule as error:
             self._sample(node, str(error))
-            weighs = self.traced.flow.kind.get(node.output) == "weight"
-            if weighs and self.on_weights is not None and len(node.inputs) == 1:
-                state = self.on_weights(node, self.known[node.output])
-                self.known[node.output] = state
 
     def _sample(self, node: Node, reason: str) -> None:
         label = self._label(node)
@@ -241,7 +249,7 @@ class Engine:
         self.sampled[node.output] = label
         if node.output not in self.measured:
             wanted = {node.output: label}
-            later = self.nodes if self.on_weights is None else ()
+            later = () if self.scaled == "forward" else self.nodes
             for other in later:  # those likely to be sampled too, in the same run
                 likely = registry.find(other.name) is None or _alike(node, other)
                 new = other.output > node.output and other.output not in self.measured
@@ -274,7 +282,7 @@ class Engine:
                 pair_tolerance=0.0,
             )
             self.cotangents.setdefault(atom, []).append(start)
-        if self.on_cotangent is None:
+        if self.scaled != "backward":
             return  # the sweep measures what is before a sampled node as it gets there
         wanted = {}
         for value, label in self.sampled.items():
@@ -311,7 +319,7 @@ class Engine:
         """Samples the cotangent of a value, for all of its readers together."""
         node = self.makers.get(value)
         label = node.label if node is not None else f"value {value}"
-        if self.on_cotangent is None:
+        if self.scaled != "backward":
             self._measure_back(value, label, reason, value)
             return self.total.get(value)
         self.reasons[label] = reason
@@ -355,7 +363,7 @@ class Engine:
 
     def _backward(self, node: Node) -> None:
         if node.output in self.sampled:
-            if self.on_cotangent is None:
+            if self.scaled != "backward":
                 self._sample_back(node, self.reasons[self._label(node)])
             return
         rule = registry.find(node.name)
@@ -406,8 +414,6 @@ class Engine:
                     else:
                         ct = ct.map(lambda f: f.replace(profile=None))
                         origin = self.sharing.roots(node, ())
-                        if self.on_cotangent is not None:
-                            ct = self.on_cotangent(node, ct)
                     ct = dataclasses.replace(ct, terms=(), roots=origin)
                     if v < self.first_reader:
                         ct = ct.map(Field.single)
@@ -446,7 +452,7 @@ class Engine:
         return node.label + (f", behind {before[-1]}" if before else "")
 
     def _sample_back(self, node: Node, reason: str) -> None:
-        if self.on_cotangent is None:
+        if self.scaled != "backward":
             if any(v not in self.ctx.data for v in node.inputs):
                 self._measure_back(node.output, self._label(node), reason)
             return

@@ -5,15 +5,17 @@ operation makes is the one asked for; later layers are predicted with it as it t
 All of it in logarithms: no scale on the way can overflow.
 """
 
+import collections
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from layerwise.theory import examples
 from layerwise.theory.context import Node
-from layerwise.theory.engine import Engine
+from layerwise.theory.engine import Direction, Engine
 from layerwise.theory.law import Law
-from layerwise.theory.state import State
 from layerwise.tracing import TracedModel
 
 
@@ -55,19 +57,8 @@ def scale_at_first_use(
         >>> f"{found['w']:.4f}"  # 4 weights of second moment 1 make 4: halve them
         '-0.6931'
     """
-    found: dict[str, float] = {}
-    engine = Engine(
-        traced,
-        law,
-        inputs,
-        frozenset(y.root for y in traced.layers),
-        independent=independent,
-        draws=draws,
-        on_weights=lambda node, state: _rescale(engine, found, target, node, state),
-        log_scale=found,
-    )
-    engine.forward()
-    return found
+    make = _maker(traced, law, inputs, independent, draws, "forward")
+    return _by_example(make, target)
 
 
 def scale_cotangents(
@@ -88,35 +79,84 @@ def scale_cotangents(
 
     Arguments are those of `scale_at_first_use`.
     """
-    found: dict[str, float] = {}
-    engine = Engine(
-        traced,
-        law,
-        inputs,
-        frozenset(y.root for y in traced.layers),
-        independent=independent,
-        draws=draws,
-        on_cotangent=lambda node, state: _rescale(engine, found, target, node, state),
-    )
-    engine.run()
-    return found
+    make = _maker(traced, law, inputs, independent, draws, "backward")
+    return _by_example(make, target)
+
+
+def _maker(
+    traced: TracedModel,
+    law: Law,
+    inputs: Sequence[Any],
+    independent: bool,
+    draws: int,
+    direction: Direction,
+) -> Callable[..., Engine]:
+    def make(**changes: Any) -> Engine:
+        given: dict[str, Any] = {"draws": draws, "independent": independent, **changes}
+        cuts = frozenset(y.root for y in traced.layers)
+        return Engine(traced, law, inputs, cuts, scaled=direction, **given)
+
+    return make
+
+
+def _by_example(make: Callable[..., Engine], target: Target) -> dict[str, float]:
+    """Returns the scales on the average of all examples, told apart where need be."""
+    _, engines = examples.run(make, functools.partial(_sweep, target))
+    return engines[0].scales
+
+
+def _sweep(target: Target, engines: Sequence[Engine]) -> None:
+    """Runs engines in step, and scales every leaf where it is first used."""
+    if engines[0].scaled == "forward":
+        for nodes in zip(*(e.forward() for e in engines), strict=False):
+            if _is_weight_operation(engines[0], nodes[0]):
+                _rescale(engines, nodes[0], nodes[0].output, target)
+        return
+    for e in engines:
+        collections.deque(e.forward(), maxlen=0)
+    for nodes in zip(*(e.backward() for e in engines), strict=False):
+        node = nodes[0]
+        if node.output in engines[0].sampled or node.output not in engines[0].total:
+            continue
+        if engines[0].sharing.has_weights(node):
+            for v in node.inputs:
+                if v not in engines[0].fixed and v in engines[0].cotangents:
+                    _rescale(engines, node, v, target)
+
+
+def _is_weight_operation(engine: Engine, node: Node) -> bool:
+    if node.output not in engine.sampled:
+        return engine.sharing.has_weights(node)
+    kind = engine.traced.flow.kind.get(node.output)
+    return kind == "weight" and len(node.inputs) == 1
 
 
 def _rescale(
-    engine: Engine, found: dict[str, float], target: Target, node: Node, state: State
-) -> State:
-    """Scales the leaf of an operation, if this is its first use, and the state."""
-    traced, law = engine.traced, engine.ctx.law
+    engines: Sequence[Engine],
+    node: Node,
+    value: int,
+    target: Target,
+) -> None:
+    """Scales the leaf of an operation, if this is its first use, and what it made."""
+    engine = engines[0]
+    traced, law, found = engine.traced, engine.ctx.law, engine.scales
     (weight,) = [a for a in node.equations[0].inputs if not traced.flow.is_signal(a)]
     leaf = engine.ctx.leaf(weight)
     if leaf is None or law.leaves[leaf].value is not None:
-        return state
+        return
+    forward = engine.scaled == "forward"
+    states = [e.known[value] if forward else e.cotangents[value][-1] for e in engines]
     if leaf not in found:
-        log = state.moments()[1]
+        log = examples.average(states).log
         if not np.isfinite(log):
-            return state
+            return
         paths = {y.root: y.path for y in traced.layers}
         path = paths.get(node.output, leaf.rpartition("/")[0])
         found[leaf] = 0.5 * (target(path, log) - log)
     shift = 2.0 * found[leaf]
-    return state.map(lambda f: f.replace(log_scale=f.log_scale + shift))
+    for e, state in zip(engines, states, strict=True):
+        scaled = state.map(lambda f: f.replace(log_scale=f.log_scale + shift))
+        if forward:
+            e.known[value] = scaled
+        else:
+            e.cotangents[value][-1] = scaled

@@ -1,19 +1,20 @@
 """The public call: a model in, the moments of every layer out, without measuring it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from layerwise.errors import InvalidArgumentError, did_you_mean, message
-from layerwise.theory import lags as lagging, law as laws
+from layerwise.theory import examples, lags as lagging, law as laws
 from layerwise.theory.context import Node
 from layerwise.theory.engine import Engine
 from layerwise.theory.prediction import DIRECTIONS, Prediction
 from layerwise.theory.recursion import predict_recursion
-from layerwise.theory.state import Grade, State
+from layerwise.theory.state import Grade
 from layerwise.tracing import TracedModel, trace
 from layerwise.tracing.model import check_params
 from layerwise.tracing.prepare import Prepared, prepare
@@ -109,17 +110,18 @@ def predict_traced(
         return _recursion(traced, law, inputs)
     unrolled = unroll(traced, inputs)
     sites = placed(traced, unrolled)
-    engine = Engine(
+    make = functools.partial(
+        Engine,
         unrolled.traced,
         law,
         inputs,
         frozenset(s.value for s in sites),
         independent=method == "sitewise",
-        draws=draws,
-        progress=progress,
     )
-    engine.run()
-    return _prediction(unrolled.traced, sites, engine, method)
+    engine, parts = examples.run(
+        make, examples.both_ways, draws=draws, progress=progress
+    )
+    return _prediction(unrolled.traced, sites, engine, parts, method)
 
 
 def law_of(
@@ -144,7 +146,11 @@ def placed(traced: TracedModel, unrolled: Unrolled) -> tuple[NamedValue, ...]:
 
 
 def _prediction(
-    traced: TracedModel, sites: tuple[NamedValue, ...], engine: Engine, method: str
+    traced: TracedModel,
+    sites: tuple[NamedValue, ...],
+    engine: Engine,
+    parts: Sequence[Engine],
+    method: str,
 ) -> Prediction:
     columns: dict[str, dict[str, list[Any]]] = {}
     # Correlated inputs under one kernel: the masks of neighbouring positions depend on
@@ -153,16 +159,17 @@ def _prediction(
     for direction in DIRECTIONS:
         column: dict[str, list[Any]] = {k: [] for k in "mslght"}
         for site in sites:
-            state = _state(engine, site.value, direction)
-            if state is None:
+            got = examples.moments_of(parts, site.value, direction)
+            if got is None:
                 values = (np.nan, np.nan, np.nan, None, None, np.nan)
             else:
-                mean, log, second = state.moments()
-                grade = _grade(state)
+                grade = got.grade
                 if direction == "backward" and grade is Grade.EXACT and shared:
                     grade = Grade.APPROXIMATE
-                bound = np.nan if grade is Grade.MEASURED else state.tolerance
-                values = (mean, second, log, grade, _mean_grade(state), bound)
+                bound = np.nan if grade is Grade.MEASURED else got.tolerance
+                with np.errstate(over="ignore", under="ignore"):
+                    second = float(np.exp(got.log))
+                values = (got.mean, second, got.log, grade, got.mean_grade, bound)
             for k, v in zip("mslght", values, strict=True):
                 column[k].append(v)
         columns[direction] = column
@@ -181,28 +188,12 @@ def _prediction(
         layer_paths=tuple(y.path for y in traced.layers),
         log_spread=_spread(traced),
         method=method,
-        resolution=_resolution(engine),
+        resolution=_resolution(parts),
         traced=traced,
     )
 
 
-def _state(engine: Engine, value: int, direction: str) -> State | None:
-    if direction == "backward":
-        return engine.combined(value)
-    if value in engine.known:
-        return engine.known[value]
-    return engine.state_of(value) if value in engine.ctx.data else None
-
-
-def _grade(state: State) -> Grade:
-    return Grade.MEASURED if state.sources else state.grade
-
-
-def _mean_grade(state: State) -> Grade:
-    return Grade.MEASURED if state.sources else state.mean_grade
-
-
-def _resolution(engine: Engine) -> str:
+def _resolution(parts: Sequence[Engine]) -> str:
     held = {
         lagging.NONE: "Single positions: nothing here mixes them but fresh weights.",
         lagging.SPARSE: "Pairs of positions at short lags and powers of two, others "
@@ -210,8 +201,10 @@ def _resolution(engine: Engine) -> str:
         lagging.DENSE: "Pairs of positions: all on maps up to "
         f"{lagging.FULL_UP_TO} wide, above that by lag.",
     }
-    text = held[engine.ctx.level]
-    if engine.ctx.classes == 2:
+    text = held[parts[0].ctx.level]
+    if len(parts) > 1:
+        text += f" {len(parts)} groups of examples, each with moments of its own."
+    if parts[0].ctx.classes == 2:
         text += " Pairs of examples too."
     return text
 

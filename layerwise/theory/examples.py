@@ -1,0 +1,154 @@
+"""A batch in groups of examples, each with moments of its own.
+
+A field holds averages over the examples, and a function that is not homogeneous does
+not have its average at the average of its operand. The rules correct for what differs
+between examples to lowest order, and state the rest as their error. Where that is too
+much, the batch is cut into groups, down to single examples; each has an engine of its
+own, and what is wanted are the averages over all of them. Exact where nothing mixes
+examples: the second moment of a batch is the average of its examples'.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from layerwise.theory.engine import DENSE_BUDGET, Engine, is_curved
+from layerwise.theory.state import Grade, State
+
+
+TOO_MUCH = 0.1
+"""Stated error of a logarithm above which examples are told apart."""
+MOST = 8
+"""Groups of examples, at most."""
+Arrays = dict[int, np.ndarray]
+
+
+class Moments(NamedTuple):
+    """Moments of one value over a batch.
+
+    Attributes:
+        mean: E[x].
+        log: log E[x^2]; -inf for zero.
+        grade: How the second moment was come by.
+        mean_grade: How the mean was.
+        tolerance: Bound on the error of `log`.
+    """
+
+    mean: float
+    log: float
+    grade: Grade
+    mean_grade: Grade
+    tolerance: float
+
+
+Sweep = Callable[[Sequence[Engine]], None]
+"""Runs engines, in step if need be."""
+
+
+def run(
+    make: Callable[..., Engine], sweep: Sweep, **options: Any
+) -> tuple[Engine, list[Engine]]:
+    """Runs the engine of a whole batch, and those of its groups where need be.
+
+    Two groups are tried first: where they are alike, so will the others be.
+
+    Args:
+        make: Makes an engine, from keyword arguments of `Engine`.
+        sweep: Runs engines.
+        options: Those of the whole batch's engine alone.
+
+    Returns:
+        The engine of the whole batch, and those that hold what is wanted: the groups',
+        or it alone.
+    """
+    whole = make(**options)
+    sweep([whole])
+    parts = _groups(whole)
+
+    def engines(arrays: Sequence[Arrays]) -> list[Engine]:
+        made = [
+            make(arrays=x, budget=DENSE_BUDGET / len(parts), draws=0) for x in arrays
+        ]
+        sweep(made)
+        return made
+
+    tried = engines(parts[:2])
+    if not tried or not _differ(*tried):
+        return whole, [whole]
+    if len(parts) > 2:
+        tried = engines(parts)
+    refused = any(e.reasons for e in tried)  # where the whole batch was not
+    return whole, [whole] if refused else tried
+
+
+def both_ways(engines: Sequence[Engine]) -> None:
+    """Runs every engine, forward and backward."""
+    for engine in engines:
+        engine.run()
+
+
+def _groups(engine: Engine) -> list[Arrays]:
+    """Returns what a batch should be cut into; nothing if it should be left whole."""
+    n, count = engine.ctx.batch, _count(engine.ctx.batch)
+    states = [*engine.known.values(), *engine.total.values()]
+    known = max((s.tolerance for s in states), default=0.0) <= TOO_MUCH
+    mixed = engine.ctx.classes > 1 or engine.ctx.white
+    curved = any(map(is_curved, engine.nodes))
+    if count == 1 or known or mixed or engine.reasons or not curved:
+        return []
+    made = []
+    for members in np.arange(n).reshape(count, -1):
+        rows = np.resize(members, n)  # repeated to the size of the batch
+        made.append(
+            {
+                v: x[rows] if x.shape[:1] == (n,) else x
+                for v, x in engine.ctx.data.items()
+            }
+        )
+    return made
+
+
+def _differ(a: Engine, b: Engine) -> bool:
+    """Whether the second moment of any value differs."""
+    logs = [[e.known[v].moments()[1] for v in a.known if v in b.known] for e in (a, b)]
+    return not np.allclose(*logs, rtol=0.0, atol=TOO_MUCH)
+
+
+def _count(batch: int) -> int:
+    """Returns how many groups of equal size there are, at most `MOST`."""
+    return max(k for k in range(1, MOST + 1) if batch % k == 0)
+
+
+def average(states: Sequence[State]) -> Moments:
+    """Returns the moments of a value over groups of equal size."""
+    rows = [s.moments()[:2] for s in states]
+    logs = np.array([log for _, log in rows])
+    log = float(np.logaddexp.reduce(logs)) - math.log(len(logs))
+    shares = np.exp(logs - logs.max()) if np.isfinite(log) else np.ones(len(logs))
+    errors = np.array([s.tolerance for s in states])
+    top = errors.max()  # all groups off by as much as they may be, in one direction
+    error = top + math.log(float(shares @ np.exp(errors - top)) / shares.sum())
+    return Moments(
+        float(np.mean([mean for mean, _ in rows])),
+        log,
+        max(Grade.MEASURED if s.sources else s.grade for s in states),
+        max(Grade.MEASURED if s.sources else s.mean_grade for s in states),
+        float(error),
+    )
+
+
+def state_of(engine: Engine, value: int, direction: str) -> State | None:
+    """Returns the moments of a value or of its cotangent; None if not reached."""
+    if direction == "backward":
+        return engine.combined(value)
+    if value in engine.known:
+        return engine.known[value]
+    return engine.state_of(value) if value in engine.ctx.data else None
+
+
+def moments_of(engines: Sequence[Engine], value: int, direction: str) -> Moments | None:
+    """Returns the moments over all groups; None if not reached."""
+    found: list[Any] = [state_of(e, value, direction) for e in engines]
+    return None if None in found else average(found)
