@@ -66,6 +66,8 @@ def run(
     whole = make(**options)
     sweep([whole])
     parts = _groups(whole)
+    if not parts:
+        return whole, [whole]
 
     def engines(arrays: Sequence[Arrays]) -> list[Engine]:
         made = [
@@ -75,7 +77,7 @@ def run(
         return made
 
     tried = engines(parts[:2])
-    if not tried or not _differ(*tried):
+    if not _differ(*tried):
         return whole, [whole]
     if len(parts) > 2:
         tried = engines(parts)

@@ -90,12 +90,15 @@ def test_position_resolved_f34_is_exact():
 
 @pytest.mark.slow
 def test_position_resolved_f34_is_what_is_measured():
-    model = lw.zoo.f34(width=32, image_size=64)
-    x = jax.random.normal(jax.random.key(8), (8, 64, 64, 3))
+    model = lw.zoo.f34(image_size=64)
+    x = jax.random.normal(jax.random.key(8), (4, 64, 64, 3))
     law = lw.scheme_law(model, x, "position_resolved_forward")
-    m = lw.measure(model, None, x, draws=200, redraw=law, key=jax.random.key(5))
-    for layer in range(1, 35):  # q is log-normal over networks: 5 standard errors
-        assert_mean_close(m.curve("forward")[:, layer], 1.0)
+    back = predict(model, None, x, method="sitewise", weight_variance=law.variances)
+    m = lw.measure(model, None, x, draws=64, redraw=law, key=jax.random.key(5))
+    for layer in range(34):
+        assert_mean_close(m.curve("forward")[:, layer + 1], 1.0, n_sigma=3.0)
+        expected = back.curve("backward")[layer]
+        assert_mean_close(m.curve("backward")[:, layer], expected, n_sigma=3.0)
 
 
 @pytest.mark.slow

@@ -2,11 +2,13 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import layerwise as lw
 from layerwise.theory import fluctuation, marginal
 from layerwise.theory.predict import predict
 from layerwise.theory.response import NO_RESPONSE, Response, log_normal
@@ -106,3 +108,23 @@ def test_window_averages_a_spread():
     assert got == pytest.approx([0.5])
     alike = fluctuation.mapped(np.ones(3), lags, 0, np.ones((1, 2)), (0,))
     assert alike == pytest.approx([1.0])
+
+
+@pytest.mark.slow
+def test_alike_cotangents_see_that_positions_share_their_weights(key):
+    # Behind a global mean, masks of two positions and the weights between them matter
+    # together: a factor of 1.8 at 8 channels, however white the input.
+    class Narrow(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for _ in range(6):
+                x = nn.relu(nn.Conv(8, (3, 3), use_bias=False)(x))
+            return nn.Dense(8)(x.mean((1, 2)))
+
+    x = jax.random.normal(key, (2, 4, 4, 3))
+    found = lw.predict(Narrow(), None, x, method="sitewise")
+    got = lw.measure(Narrow(), None, x, draws=2000).curve("backward")
+    off = np.log(got.mean(axis=0) / found.curve("backward"))
+    sem = got.std(axis=0, ddof=1) / np.sqrt(len(got)) / got.mean(axis=0)
+    assert np.all(off[1:4] > 5 * sem[1:4])
+    assert np.all(np.abs(off) <= 5 * sem + found.curve_tolerance("backward"))

@@ -115,7 +115,7 @@ class Convolution:
         response, own, omitted = _pulled(ctx, cotangent, ct, whole, axes)
         got = got.scaled_safe(pattern.second * fan * float(np.exp(own)))
         like = _like(states[0], cotangent, got.replace(response=response))
-        shared = cotangent.coherent and not ctx.white and any(a.taps > 1 for a in axes)
+        shared = cotangent.coherent and any(a.taps > 1 for a in axes)
         tolerance = cotangent.tolerance + abs(own) / 2 + omitted
         tolerance += SHARED / read if shared else 0.0
         like = dataclasses.replace(like, tolerance=tolerance)
