@@ -38,6 +38,7 @@ _PAIRS_BACK = frozenset(
         "reduce_max",
         "normalization",
         "cumsum",
+        "fixed_product",
         "broadcast_in_dim",
         "opaque",
     ]

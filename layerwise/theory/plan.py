@@ -98,11 +98,19 @@ class Planner:
         if equation is None:
             return
         signals = tuple(v for v in equation.values_in if v in self.flow.root)
-        name = equation.name
+        name = self._name(equation)
         if len(equation.outputs) > 1 or equation.bodies:
             name = "opaque"
         for v in equation.outputs:
             self.nodes[v] = Node(name, signals, v, (equation,))
+
+    def _name(self, equation: Equation) -> str:
+        """The primitive's name; a product with an array that is fixed has its own."""
+        others = [v for v in equation.values_in if v not in self.flow.root]
+        if equation.name != "dot_general" or len(others) != 1:
+            return equation.name
+        fixed = self.constant(others[0]) is not None
+        return "fixed_product" if fixed else equation.name
 
     def _chain(self, root: int, value: int) -> tuple[list[int], list[list[Equation]]]:
         """Returns the values on every path from root to value, and what is between."""
@@ -175,7 +183,7 @@ class Planner:
                 self.nodes[b] = make("pointwise", data=self._shared(phi))
                 return
         if len(signals) == 1:
-            self.nodes[b] = make(signals[0].name)
+            self.nodes[b] = make(self._name(signals[0]))
             return
         found: Normalization | None = recognize(
             self.traced, a, b, signals, self.constant

@@ -94,6 +94,11 @@ def mean_over_positions(u):
 CASES = {
     "conv_general_dilated": (lambda p, u: conv(jax.nn.relu(u), p["v"], 2)),
     "dot_general": (lambda p, u: jax.nn.relu(u) @ p["m"]),
+    "fixed_product": (
+        lambda p, u: jax.image.resize(
+            jax.nn.relu(u), (BATCH, 9, 4, CHANNELS), "bilinear"
+        )
+    ),
     "pointwise": (lambda p, u: jax.nn.gelu(1.3 * u) - 0.2),
     "add": (lambda p, u, t: jax.nn.relu(u) + jax.nn.relu(t)),
     "sub": (lambda p, u, t: jax.nn.relu(u) - jax.nn.relu(t)),
@@ -127,6 +132,14 @@ MORE = {  # a second form of some rules
     "conv transposed": (lambda p, u: conv(u, p["v"], 1, ((1, 2), (1, 2)), up=2)),
     "conv dilated": (lambda p, u: conv(u, p["v"], 1, "SAME", 2)),
     "conv grouped": (lambda p, u: conv(u, p["g"], groups=3)),
+    "weighted sum of rows": (
+        lambda p, u: jnp.einsum("bhwc,h->bwc", jax.nn.relu(u), np.arange(6.0) - 1.0)
+    ),
+    "fixed matrix first": (
+        lambda p, u: conv(
+            jnp.einsum("gw,bhwc->bhgc", np.eye(5, 5, 1) - 0.3, jax.nn.relu(u)), p["v"]
+        )
+    ),
     "bias": (lambda p, u: jax.nn.relu(u + p["b"])),
     "layer norm": (lambda p, u: layer_norm(conv(jax.nn.relu(u), p["wide"]))),
     "channels padded": (lambda p, u: jnp.pad(u, ((0, 0),) * 3 + ((1, 3),))),

@@ -4,6 +4,7 @@ from layerwise.theory.registry import rule
 from layerwise.theory.rules import (
     channels,
     elementwise,
+    fixed_product,
     linear,
     lookup,
     normalization,
@@ -17,6 +18,7 @@ from layerwise.theory.rules import (
 __all__ = [
     "channels",
     "elementwise",
+    "fixed_product",
     "linear",
     "lookup",
     "normalization",

@@ -51,6 +51,10 @@ def _kernel(ctx: RuleContext, node: Node) -> tuple[Pattern, tuple[Axis, ...], in
     if fresh(ctx, node) != 1:
         raise NoSoundRule("a weight convolved with the signal as its kernel")
     equation = node.equations[0]
+    roles = ctx.state_of(node.inputs[0]).axes
+    first, second = equation.params["dimension_numbers"].lhs_spec[:2]
+    if (roles[first], roles[second]) != ("b", "c"):
+        raise NoSoundRule("a map that does not say which axis holds the examples")
     shapes = [ctx.shape(v) for v in equation.inputs[:2]]  # type: ignore[arg-type]
     spec = equation.params["dimension_numbers"]
     order = np.argsort(spec.lhs_spec[2:])

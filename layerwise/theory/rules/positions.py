@@ -5,7 +5,7 @@ A fixed linear map A of one spatial axis takes the pair moments K of that axis t
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -169,18 +169,7 @@ class Positions:
         found, dropped = matrices(ctx, node, state)
         if node.name == "pad" and not pads_with_zero(ctx, node):
             raise NoSoundRule("padding with something other than zero")
-        parts = tuple(
-            (n, _mapped(ctx, f, state, found, dropped)) for n, f in state.parts
-        )
-        axes = tuple(r for a, r in enumerate(state.axes) if a not in dropped)
-        sums = any(np.any(np.count_nonzero(m, axis=1) > 1) for m in found.values())
-        grade, tolerance = state.grade, state.tolerance
-        if sums:  # pairs of positions enter, and they are right for wide layers only
-            grade = max(grade, Grade.APPROXIMATE)
-            tolerance += state.pair_tolerance
-        return dataclasses.replace(
-            state, axes=axes, parts=parts, grade=grade, terms=(), tolerance=tolerance
-        )
+        return mapped(ctx, state, found, dropped)
 
     @staticmethod
     def backward(
@@ -201,40 +190,68 @@ class Positions:
         if channels is not None:
             return [uncut(state, cotangent, *channels)]
         found, dropped = matrices(ctx, node, state)
-        summed = any(np.any(np.count_nonzero(m, axis=1) > 1) for m in found.values())
-        sums = any(np.any(np.count_nonzero(m, axis=0) > 1) for m in found.values())
-        parts = []
-        for (n, _), (_, ct) in zip(
-            state.parts, fit_parts(cotangent, out).parts, strict=True
-        ):
-            field = ct
-            for a in sorted(dropped):
-                field = expand(field, _spatial_index(state, a))
-            for a, m in found.items():
-                field = map_axis(ctx, field, _spatial_index(state, a), m.T)
-            if not summed and not sums:  # entries are those of the result, or none
-                field = field.replace(profile=ct.profile)
-            parts.append((n, field.normalized()))
-        grade = max(cotangent.grade, Grade.APPROXIMATE) if sums else cotangent.grade
-        return [
-            dataclasses.replace(
-                cotangent,
-                axes=state.axes,
-                parts=tuple(parts),
-                grade=grade,
-                coherent=cotangent.coherent or summed,
-                tolerance=cotangent.tolerance
-                + (cotangent.pair_tolerance if sums else 0.0),
-            )
-        ]
+        return [mapped_back(ctx, state, out, cotangent, found, dropped)]
+
+
+Matrices = Mapping[int, np.ndarray]
+"""Array axis -> the matrix ``(new, old)`` that it is multiplied by."""
+
+
+def mapped(
+    ctx: RuleContext, state: State, found: Matrices, dropped: Sequence[int]
+) -> State:
+    """Returns the state behind linear maps of its positions, some axes dropped."""
+    parts = tuple((n, _mapped(ctx, f, state, found, dropped)) for n, f in state.parts)
+    axes = tuple(r for a, r in enumerate(state.axes) if a not in dropped)
+    sums = any(np.any(np.count_nonzero(m, axis=1) > 1) for m in found.values())
+    grade, tolerance = state.grade, state.tolerance
+    if sums:  # pairs of positions enter, and they are right for wide layers only
+        grade = max(grade, Grade.APPROXIMATE)
+        tolerance += state.pair_tolerance
+    return dataclasses.replace(
+        state, axes=axes, parts=parts, grade=grade, terms=(), tolerance=tolerance
+    )
+
+
+def mapped_back(
+    ctx: RuleContext,
+    state: State,
+    out: State,
+    cotangent: State,
+    found: Matrices,
+    dropped: Sequence[int],
+) -> State:
+    """Returns the cotangent in front of what `mapped` does to `state`."""
+    summed = any(np.any(np.count_nonzero(m, axis=1) > 1) for m in found.values())
+    sums = any(np.any(np.count_nonzero(m, axis=0) > 1) for m in found.values())
+    parts = []
+    for (n, _), (_, ct) in zip(
+        state.parts, fit_parts(cotangent, out).parts, strict=True
+    ):
+        field = ct
+        for a in sorted(dropped):
+            field = expand(field, _spatial_index(state, a))
+        for a, m in found.items():
+            field = map_axis(ctx, field, _spatial_index(state, a), m.T)
+        if not summed and not sums:  # entries are those of the result, or none
+            field = field.replace(profile=ct.profile)
+        parts.append((n, field.normalized()))
+    return dataclasses.replace(
+        cotangent,
+        axes=state.axes,
+        parts=tuple(parts),
+        grade=max(cotangent.grade, Grade.APPROXIMATE) if sums else cotangent.grade,
+        coherent=cotangent.coherent or summed,
+        tolerance=cotangent.tolerance + (cotangent.pair_tolerance if sums else 0.0),
+    )
 
 
 def _mapped(
     ctx: RuleContext,
     field: Field,
     state: State,
-    found: dict[int, np.ndarray],
-    dropped: list[int],
+    found: Matrices,
+    dropped: Sequence[int],
 ) -> Field:
     for a, m in found.items():
         field = map_axis(ctx, field, _spatial_index(state, a), m)

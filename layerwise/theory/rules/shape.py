@@ -227,7 +227,7 @@ class Transpose:
         """Exact."""
         (state,) = states
         order = node.equations[0].params["permutation"]
-        return _permuted(state, order)
+        return permuted(state, order)
 
     @staticmethod
     def backward(
@@ -239,10 +239,11 @@ class Transpose:
     ) -> Sequence[State | None]:
         """The inverse permutation."""
         order = node.equations[0].params["permutation"]
-        return [_permuted(cotangent, tuple(int(i) for i in np.argsort(order)))]
+        return [permuted(cotangent, tuple(int(i) for i in np.argsort(order)))]
 
 
-def _permuted(state: State, order: Sequence[int]) -> State:
+def permuted(state: State, order: Sequence[int]) -> State:
+    """Returns the state of a value whose array axes change their order."""
     spatial = [a for a, r in enumerate(state.axes) if r == "s"]
     new = [spatial.index(a) for a in order if state.axes[a] == "s"]
     rank = len(spatial)
