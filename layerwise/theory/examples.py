@@ -127,7 +127,8 @@ def average(states: Sequence[State]) -> Moments:
     """Returns the moments of a value over groups of equal size."""
     rows = [s.moments()[:2] for s in states]
     logs = np.array([log for _, log in rows])
-    log = float(np.logaddexp.reduce(logs)) - math.log(len(logs))
+    with np.errstate(invalid="ignore"):  # NaN where a sampled value is none
+        log = float(np.logaddexp.reduce(logs)) - math.log(len(logs))
     shares = np.exp(logs - logs.max()) if np.isfinite(log) else np.ones(len(logs))
     errors = np.array([s.tolerance for s in states])
     top = errors.max()  # all groups off by as much as they may be, in one direction

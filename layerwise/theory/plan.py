@@ -106,10 +106,10 @@ class Planner:
 
     def _name(self, equation: Equation) -> str:
         """The primitive's name; a product with an array that is fixed has its own."""
-        others = [v for v in equation.values_in if v not in self.flow.root]
-        if equation.name != "dot_general" or len(others) != 1:
+        if equation.name not in ("dot_general", "gather"):
             return equation.name
-        fixed = self.constant(others[0]) is not None
+        others = [v for v in equation.values_in if v not in self.flow.root]
+        fixed = len(others) == 1 and self.constant(others[0]) is not None
         return "fixed_product" if fixed else equation.name
 
     def _chain(self, root: int, value: int) -> tuple[list[int], list[list[Equation]]]:
@@ -166,6 +166,9 @@ class Planner:
             return False
         return all(v in self.flow.root or self._uniform(v) for v in equation.values_in)
 
+    def _is_real(self, value: int) -> bool:
+        return jnp.issubdtype(self.graph.avals[value].dtype, jnp.floating)
+
     def _uniform(self, value: int) -> bool:
         array = self.constant(value)
         return (
@@ -177,6 +180,9 @@ class Planner:
     def _segment(self, a: int, b: int, equations: list[Equation]) -> None:
         signals = [e for e in equations if any(v in self.flow.root for v in e.outputs)]
         make = functools.partial(Node, inputs=(a,), output=b, equations=tuple(signals))
+        if not all(self._is_real(v) for v in (a, b)):
+            self.nodes[b] = make("opaque")
+            return
         if all(self._is_scalar(e) for e in signals):
             phi = scalar_function(signals, a, b, self.constant)
             if phi is not None:

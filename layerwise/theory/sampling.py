@@ -145,7 +145,7 @@ class Sampler:
         entries: dict[int, list[np.ndarray]] = {v: [] for v in values}
         for key in jax.random.split(jax.random.key(self.seed), self.draws):
             for v, x in run(key).items():
-                array = np.asarray(x, np.float64)
+                array = np.asarray(jnp.abs(x) if jnp.iscomplexobj(x) else x, np.float64)
                 state = data.of_array(self.ctx, array)
                 fields[v].append(state.average())
                 flat = array.ravel()

@@ -132,6 +132,12 @@ MORE = {  # a second form of some rules
     "conv transposed": (lambda p, u: conv(u, p["v"], 1, ((1, 2), (1, 2)), up=2)),
     "conv dilated": (lambda p, u: conv(u, p["v"], 1, "SAME", 2)),
     "conv grouped": (lambda p, u: conv(u, p["g"], groups=3)),
+    "columns read at fixed places": (
+        lambda p, u: conv(jax.nn.relu(u)[:, :, np.array([0, 0, 2, 4, 1, 1])], p["v"])
+    ),
+    "channels first, flattened": (
+        lambda p, u: jax.nn.relu(u).transpose(0, 3, 1, 2).reshape(BATCH, -1)
+    ),
     "weighted sum of rows": (
         lambda p, u: jnp.einsum("bhwc,h->bwc", jax.nn.relu(u), np.arange(6.0) - 1.0)
     ),

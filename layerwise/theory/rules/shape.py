@@ -108,7 +108,10 @@ def _reshape_steps(
             out += ["s"] * len(b)
             placed += len(b)
         elif (
-            len(b) == 1 and mine[-1] == "c" and set(mine[:-1]) == {"s"} and not spatial
+            len(b) == 1
+            and mine.count("c") == 1
+            and set(mine) == {"s", "c"}
+            and not spatial
         ):
             if placed:
                 raise NoSoundRule("a reshape that flattens some positions only")
