@@ -85,7 +85,9 @@ def prepare(name: str, data_dir: str, manual_dir: str | None, **fields: Any) -> 
 def load(
     builder: Any, size: int, *, fit: str = "squash", test: str | None = None
 ) -> Data:
-    """Returns the splits of a data set as arrays of unit second moment.
+    """Returns the splits of a data set, as bytes.
+
+    The scale gives the training images a second moment of one.
 
     Args:
         builder: From `prepare`.
@@ -99,8 +101,10 @@ def load(
         for s in ("train", test or names[0])
     ]
     (x, y), (x_test, y_test) = splits
-    scale = np.sqrt(np.mean(np.square(x), dtype=np.float64)).astype(np.float32)
-    return Data(x / scale, y, x_test / scale, y_test)
+    counts = np.bincount(x.ravel(), minlength=256)
+    levels = np.arange(256) / 127.5 - 1
+    scale = np.sqrt(counts @ np.square(levels) / x.size)
+    return Data(x, y, x_test, y_test, float(scale))
 
 
 def _arrays(rows: Iterable[Any], size: int, fit: str) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +112,7 @@ def _arrays(rows: Iterable[Any], size: int, fit: str) -> tuple[np.ndarray, np.nd
     for row in rows:
         images.append(_square(row["image"], size, fit))
         labels.append(int(row["label"]))
-    return np.stack(images) / np.float32(127.5) - 1, np.array(labels, np.int32)
+    return np.stack(images), np.array(labels, np.int32)
 
 
 def _square(image: np.ndarray, size: int, fit: str) -> np.ndarray:

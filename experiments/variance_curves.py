@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import layerwise as lw
 from experiments.launch import check_counts, launch
+from experiments.models import build, check_schemes, parse_scheme
 from experiments.photos import photo_crops
 from layerwise.errors import InvalidArgumentError, message
 
@@ -41,29 +42,11 @@ def make_inputs(config: ConfigDict, shape: tuple[int, ...]) -> np.ndarray:
     )
 
 
-def parse_scheme(text: str) -> tuple[str, float | None]:
-    """Returns scheme and cap of ``asv_backward:3``; the cap is None without a colon."""
-    name, colon, cap = str(text).partition(":")
-    try:
-        return name, float(cap) if colon else None
-    except ValueError:
-        raise InvalidArgumentError(
-            message(
-                f"Scheme {text!r} has the cap {cap!r}.",
-                "A cap bounds standard deviations by a positive number.",
-                "Write scheme:cap, as in asv_backward:3.",
-            )
-        ) from None
-
-
 def check(config: ConfigDict) -> None:
     """Raises what is wrong with the configuration, before any work is done."""
     check_counts(config, "batch", "draws")
-    model = lw.zoo.create(config.model, **config.model_args.to_dict())
-    inputs = make_inputs(config, model.input_shape)
-    for text in config.schemes:
-        scheme, cap = parse_scheme(text)
-        lw.scheme_law(model, inputs, scheme, cap=cap)
+    model = build(config)
+    check_schemes(model, make_inputs(config, model.input_shape), config.schemes)
 
 
 def measure_all(config: ConfigDict) -> dict[str, lw.VarianceReport]:
@@ -72,7 +55,7 @@ def measure_all(config: ConfigDict) -> dict[str, lw.VarianceReport]:
     All schemes are measured on the same draws of unit normals, so that what differs
     between their curves is the scheme.
     """
-    model = lw.zoo.create(config.model, **config.model_args.to_dict())
+    model = build(config)
     inputs = make_inputs(config, model.input_shape)
     schemes = [(text, *parse_scheme(text)) for text in config.schemes]
     reports: dict[str, lw.VarianceReport] = {}
