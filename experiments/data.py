@@ -5,13 +5,53 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments.training import Data
-from layerwise.errors import InputError, message
+from experiments.launch import check_choices
+from experiments.training import Data, digits
+from layerwise.errors import InputError, InvalidArgumentError, message
 
 
+OURS = ("digits", "fungi10")
 FITS = ("squash", "crop")
+
+
+def of_name(name: str, given: ConfigDict, size: int) -> Data:
+    """Returns the data set that a configuration names.
+
+    Args:
+        name: "digits", "fungi10", or "tfds:NAME" for what lies prepared.
+        given: `experiments.configs.tfds_fields`.
+        size: Height and width of the images.
+
+    Raises:
+        InvalidArgumentError: If the data set is unknown.
+        InputError: If its data is not there; the message says what to download.
+    """
+    if name == "digits":
+        return digits(size, channels=3)
+    if name not in OURS and not str(name).startswith("tfds:"):
+        raise InvalidArgumentError(
+            message(
+                f"data={name!r}.",
+                "The data sets are: digits (scikit-learn's, no download), fungi10, and "
+                "tfds:NAME for what lies prepared in tfds.data_dir.",
+                "Pass --config.data=digits.",
+            )
+        )
+    name = name.removeprefix("tfds:")
+    check_choices("tfds.fit", [given.fit], FITS)
+    fields = {}
+    if name == "fungi10":
+        from experiments.datasets import fungi10
+
+        check_choices("tfds.order", [given.order], fungi10.ORDERS)
+        check_choices("tfds.split", [given.split], fungi10.SPLITS)
+        check_choices("tfds.corrupt", [given.corrupt], ("fatal", "skip"))
+        fields = {k: given[k] for k in ("order", "split", "corrupt")}
+    builder = prepare(name, given.data_dir, given.manual_dir, **fields)
+    return load(builder, size, fit=given.fit)
 
 
 def builder_of(name: str, data_dir: str, **fields: Any) -> Any:

@@ -37,7 +37,7 @@ from experiments.launch import (
     launch,
 )
 from experiments.models import build, check_schemes, law_of
-from experiments.training import Data, Sgd, digits
+from experiments.training import Data, Sgd
 from experiments.workdir import append_line, replace_file, whole_lines
 from layerwise.errors import InvalidArgumentError, message
 
@@ -87,36 +87,8 @@ def runs_of(config: ConfigDict) -> list[Run]:
 
 
 def load(config: ConfigDict) -> Data:
-    """Returns the data of a configuration.
-
-    Raises:
-        InvalidArgumentError: If the data set is unknown.
-        InputError: If its data is not there; the message says what to download.
-    """
-    size, given = build(config).input_shape[0], config.tfds
-    if config.data == "digits":
-        return digits(size, channels=3)
-    if config.data != "fungi10" and not str(config.data).startswith("tfds:"):
-        raise InvalidArgumentError(
-            message(
-                f"data={config.data!r}.",
-                "The data sets are: digits (scikit-learn's, no download), fungi10, and "
-                "tfds:NAME for what lies prepared in tfds.data_dir.",
-                "Pass --config.data=digits.",
-            )
-        )
-    name = config.data.removeprefix("tfds:")
-    check_choices("tfds.fit", [given.fit], data.FITS)
-    fields = {}
-    if name == "fungi10":
-        from experiments.datasets import fungi10
-
-        check_choices("tfds.order", [given.order], fungi10.ORDERS)
-        check_choices("tfds.split", [given.split], fungi10.SPLITS)
-        check_choices("tfds.corrupt", [given.corrupt], ("fatal", "skip"))
-        fields = {k: given[k] for k in ("order", "split", "corrupt")}
-    builder = data.prepare(name, given.data_dir, given.manual_dir, **fields)
-    return data.load(builder, size, fit=given.fit)
+    """Returns the data of a configuration, in the size of its model."""
+    return data.of_name(config.data, config.tfds, build(config).input_shape[0])
 
 
 def check(config: ConfigDict) -> None:

@@ -11,24 +11,20 @@ Forms (the part after the colon):
   runs of about half a minute each.
 * ``full``: the paper's own: Fungi10 at 224 pixels, F34 of 64 channels, five schemes,
   five learning rates, ten seeds, 300 epochs, in bfloat16. For an accelerator; the data
-  has to be downloaded by hand, see `tfds` below.
+  has to be downloaded by hand, see `tfds_fields`.
 * ``small``: a network of one hidden layer, tenths of a second an epoch, for tests.
 """
 
 from ml_collections import ConfigDict
 
-from experiments.configs import unknown_form
+from experiments.configs import tfds_fields, unknown_form
 
 
 def get_config(form: str = "quick") -> ConfigDict:
     """Returns the configuration of a form."""
     config = ConfigDict()
     config.data = "digits"  # "fungi10", "tfds:NAME"
-    # For the last two. What the paper leaves open on Fungi10 is here: which categories
-    # are the first ("number", "name"), how images are split ("random", "stratified"),
-    # and how photos become squares ("squash", "crop").
-    config.tfds = ConfigDict({"data_dir": "runs/tfds", "manual_dir": "runs/manual"})
-    config.tfds.update(order="number", split="random", fit="squash", corrupt="fatal")
+    config.tfds = tfds_fields()  # of the last two
     config.model = "f34"
     config.model_args = ConfigDict({"width": 8, "image_size": 32})
     config.schemes = ("kaiming_fan_in", "asv_forward", "position_resolved_forward")
