@@ -170,7 +170,8 @@ def draw(config: ConfigDict, frame: pd.DataFrame, path: Path) -> None:
 def check(config: ConfigDict) -> None:
     """Raises what is wrong with the configuration, before any work is done."""
     check_counts(config, "width", "image_size", "window", "steps", "batch", "seeds")
-    check_positive(config, "depths", "learning_rates", "accuracy", "sigma_b")
+    check_counts(config, "depths")
+    check_positive(config, "learning_rates", "accuracy", "sigma_b")
     check_choices("activations", config.activations, ACTIVATIONS)
     check_choices("laws", config.laws, LAWS)
 

@@ -95,13 +95,12 @@ def _give_up(text: str) -> None:
 
 
 def check_counts(config: ConfigDict, *names: str, least: int = 1) -> None:
-    """Raises if a field is not a whole number of at least `least`."""
-    for name in names:
-        value = config[name]
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    """Raises if a field, or an entry of it, is not a whole number, at least `least`."""
+    for name, entry in _entries(config, names):
+        if isinstance(entry, bool) or not isinstance(entry, int) or entry < least:
             raise InvalidArgumentError(
                 message(
-                    f"{name}={value!r}.",
+                    f"{name}={entry!r}.",
                     f"It is a count: a whole number, at least {least}.",
                     f"Pass --config.{name}=10.",
                 )
@@ -110,18 +109,23 @@ def check_counts(config: ConfigDict, *names: str, least: int = 1) -> None:
 
 def check_positive(config: ConfigDict, *names: str) -> None:
     """Raises if a field, or an entry of it, is not a positive number."""
+    for name, entry in _entries(config, names):
+        if not _is_number(entry) or not 0 < entry < math.inf:
+            raise InvalidArgumentError(
+                message(
+                    f"{name}={entry!r}.",
+                    "It is a rate or a size: a positive number.",
+                    f"Pass --config.{name} with positive numbers.",
+                )
+            )
+
+
+def _entries(config: ConfigDict, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Yields the fields, and the entries of those that have some."""
     for name in names:
         value = config[name]
         many = isinstance(value, tuple | list) and len(value) > 0
-        for entry in value if many else (value,):
-            if not _is_number(entry) or not 0 < entry < math.inf:
-                raise InvalidArgumentError(
-                    message(
-                        f"{name}={entry!r}.",
-                        "It is a rate or a size: a positive number.",
-                        f"Pass --config.{name} with positive numbers.",
-                    )
-                )
+        yield from ((name, entry) for entry in (value if many else (value,)))
 
 
 def check_below(config: ConfigDict, limit: float, *names: str) -> None:

@@ -90,6 +90,24 @@ def test_a_point_that_fails_is_not_done_and_one_that_is_done_does_not_run(tmp_pa
     assert run_point(failing(tmp_path / "a"), False)[1] == 0
 
 
+def test_the_summary_grows_with_the_points(tmp_path, monkeypatch):
+    seen = []
+
+    def completed(todo, workers, scheduler):
+        for i, point in enumerate(todo):
+            point.folder.mkdir(parents=True)
+            (point.folder / "table.csv").write_text(f"accuracy\n{i}\n")
+            (point.folder / "done").touch()
+            yield point.name, 0, 1.0
+            seen.append(len(pd.read_csv(tmp_path / "summary.csv")))
+
+    monkeypatch.setattr(sweep, "_completed", completed)
+    table = sweep.run(get_config("small"), tmp_path)
+    assert seen == [1, 2, 3, 4]
+    assert table["accuracy"].tolist() == [0, 1, 2, 3]
+    assert table["config.first_seed"].tolist() == ["0", "1", "0", "1"]
+
+
 def test_a_failed_point_is_named_after_all_others(tmp_path, monkeypatch):
     bad = failing(tmp_path / "bad")
 
