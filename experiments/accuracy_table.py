@@ -1,5 +1,6 @@
 """Accuracies of many runs as tables: by scheme and rate, at the best rate, by rank."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,10 @@ def rank_tests(frame: pd.DataFrame) -> pd.DataFrame:
     for scheme, rate in zip(table["scheme"], table["rate"], strict=True):
         own = frame[(frame["scheme"] == scheme) & (frame["rate"] == rate)]
         samples[scheme] = own.groupby("seed")["accuracy"].max().to_numpy()
-    p = {
-        a: {b: stats.mannwhitneyu(x, y).pvalue if a != b else np.nan for b, y in pairs}
-        for pairs in [list(samples.items())]
-        for a, x in pairs
-    }
-    return pd.DataFrame(p).rename_axis(index="scheme")
+    p = pd.DataFrame(np.nan, index=list(samples), columns=list(samples))
+    for a, b in itertools.permutations(samples, 2):
+        p.loc[a, b] = stats.mannwhitneyu(samples[a], samples[b]).pvalue
+    return p.rename_axis(index="scheme")
 
 
 def draw(frame: pd.DataFrame, table: pd.DataFrame, path: Path) -> None:

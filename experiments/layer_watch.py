@@ -7,7 +7,7 @@ of ``layers.jsonl`` beside the metrics of its run.
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +130,12 @@ def _draw_steps(ax: Any, own: pd.DataFrame, curves: int) -> None:
         ax.plot(positive["layer"], positive["rms"], "o-", label=f"{step}", **style)
 
 
-def ratio(epochs: Iterable[tuple[float, float]]) -> float:
+def ratio(epochs: Sequence[tuple[float, float]]) -> float:
     """Returns the time of training with snapshots over that without them.
 
     Args:
         epochs: Seconds of every epoch, and those of them that snapshots took. The first
-            is left out: it compiles. NaN if it is the only one.
+            is left out, as it compiles; there must be another.
     """
-    whole, looking = np.sum([e for e in epochs][1:], axis=0, initial=0.0) * np.ones(2)
-    return float(whole / (whole - looking)) if whole else np.nan
+    whole, looking = np.sum(epochs[1:], axis=0)
+    return float(whole / (whole - looking))
