@@ -9,8 +9,8 @@ Forms (the part after the colon):
 * ``quick``: a small F34 on digits under two schemes. Under a
   minute on two CPU cores.
 * ``table4``: the small Table 4, a point for every learning rate and seed.
-* ``depth``, ``width``: second moments of residual blocks at four depths, and of F34 at
-  four widths: `variance_curves`. A minute or two.
+* ``depth``, ``width``: second moments of residual blocks at three depths, and of F34 at
+  four widths: `variance_curves`. Minutes.
 * ``small``: four points of a second each, for tests.
 """
 
@@ -42,7 +42,7 @@ def get_config(form: str = "quick") -> ConfigDict:
     elif form == "depth":
         config.experiment, config.form = "variance_curves", "blocks"
         config.fixed = ()
-        config.grid = (("model_args.depth", (10, 30, 100, 300)),)
+        config.grid = (("model_args.depth", (10, 30, 100)),)
     elif form == "width":
         config.experiment, config.form = "variance_curves", "small"
         config.fixed = (("draws", 16),)
