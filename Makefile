@@ -4,6 +4,7 @@ PYTHON      ?= python3
 VENV        ?= .venv
 WORKDIR     ?= runs/demo
 PYTEST_ARGS ?=
+CLAIMS      ?= yes
 # Tests run in as many processes as there are cores, up to four: each holds gigabytes.
 PARALLEL    ?= -n auto --maxprocesses=4 --dist=worksteal
 
@@ -70,10 +71,9 @@ bench: $(STAMP)  ## speed and memory against what people use today
 	$(BIN)/python -m benchmarks.measurement --quick
 
 experiments-quick: $(STAMP)  ## every experiment at its :quick size, and the claims ledger
-	$(BIN)/python -m experiments.claims
-	@set -e; for config in experiments/configs/*.py; do \
+	$(if $(CLAIMS),$(BIN)/python -m experiments.claims)
+	@set -e; for config in experiments/configs/[a-z]*.py; do \
 	  name=$$(basename $$config .py); \
-	  [ -f experiments/$$name.py ] || continue; \
 	  echo "== $$name"; \
 	  $(BIN)/python -m experiments.$$name --config=$$config:quick --workdir=runs/quick/$$name; \
 	done

@@ -5,13 +5,53 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments.training import Data
-from layerwise.errors import InputError, message
+from experiments.launch import check_choices
+from experiments.training import Data, digits
+from layerwise.errors import InputError, InvalidArgumentError, message
 
 
+OURS = ("digits", "fungi10")
 FITS = ("squash", "crop")
+
+
+def of_name(name: str, given: ConfigDict, size: int) -> Data:
+    """Returns the data set that a configuration names.
+
+    Args:
+        name: "digits", "fungi10", or "tfds:NAME" for what lies prepared.
+        given: `experiments.configs.tfds_fields`.
+        size: Height and width of the images.
+
+    Raises:
+        InvalidArgumentError: If the data set is unknown.
+        InputError: If its data is not there; the message says what to download.
+    """
+    if name == "digits":
+        return digits(size, channels=3)
+    if name not in OURS and not str(name).startswith("tfds:"):
+        raise InvalidArgumentError(
+            message(
+                f"data={name!r}.",
+                "The data sets are: digits (scikit-learn's, no download), fungi10, and "
+                "tfds:NAME for what lies prepared in tfds.data_dir.",
+                "Pass --config.data=digits.",
+            )
+        )
+    name = name.removeprefix("tfds:")
+    check_choices("tfds.fit", [given.fit], FITS)
+    fields = {}
+    if name == "fungi10":
+        from experiments.datasets import fungi10
+
+        check_choices("tfds.order", [given.order], fungi10.ORDERS)
+        check_choices("tfds.split", [given.split], fungi10.SPLITS)
+        check_choices("tfds.corrupt", [given.corrupt], ("fatal", "skip"))
+        fields = {k: given[k] for k in ("order", "split", "corrupt")}
+    builder = prepare(name, given.data_dir, given.manual_dir, **fields)
+    return load(builder, size, fit=given.fit)
 
 
 def builder_of(name: str, data_dir: str, **fields: Any) -> Any:
@@ -85,7 +125,9 @@ def prepare(name: str, data_dir: str, manual_dir: str | None, **fields: Any) -> 
 def load(
     builder: Any, size: int, *, fit: str = "squash", test: str | None = None
 ) -> Data:
-    """Returns the splits of a data set as arrays of unit second moment.
+    """Returns the splits of a data set, as bytes.
+
+    The scale gives the training images a second moment of one.
 
     Args:
         builder: From `prepare`.
@@ -99,8 +141,10 @@ def load(
         for s in ("train", test or names[0])
     ]
     (x, y), (x_test, y_test) = splits
-    scale = np.sqrt(np.mean(np.square(x), dtype=np.float64)).astype(np.float32)
-    return Data(x / scale, y, x_test / scale, y_test)
+    counts = np.bincount(x.ravel(), minlength=256)
+    levels = np.arange(256) / 127.5 - 1
+    scale = np.sqrt(counts @ np.square(levels) / x.size)
+    return Data(x, y, x_test, y_test, float(scale))
 
 
 def _arrays(rows: Iterable[Any], size: int, fit: str) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +152,7 @@ def _arrays(rows: Iterable[Any], size: int, fit: str) -> tuple[np.ndarray, np.nd
     for row in rows:
         images.append(_square(row["image"], size, fit))
         labels.append(int(row["label"]))
-    return np.stack(images) / np.float32(127.5) - 1, np.array(labels, np.int32)
+    return np.stack(images), np.array(labels, np.int32)
 
 
 def _square(image: np.ndarray, size: int, fit: str) -> np.ndarray:

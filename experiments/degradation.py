@@ -99,7 +99,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 def check(config: ConfigDict) -> None:
     """Raises what is wrong with the configuration, before any work is done."""
     check_counts(config, "width", "image_size", "seeds", "steps", "batch")
-    check_positive(config, "learning_rate", "depths")
+    check_counts(config, "depths")
+    check_positive(config, "learning_rate")
     check_choices("networks", config.networks, NETWORKS)
     x = jnp.zeros((1, config.image_size, config.image_size, 3))
     for network in config.networks:

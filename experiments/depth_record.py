@@ -24,7 +24,7 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from experiments.launch import check_choices, check_counts, check_positive, launch
-from experiments.training import Sgd, accuracy, digits, with_replacement
+from experiments.training import Images, Sgd, digits, with_replacement
 from experiments.workdir import recorded
 from layerwise.report import regions_plot
 from layerwise.report.style import PALETTE
@@ -109,14 +109,14 @@ def train_one(
     start, order = jax.random.split(jax.random.key(seed))
     model = build(config, activation, law, depth)
     sgd = Sgd(model)
-    images = (jnp.asarray(data.x), jnp.asarray(data.y))
-    state = sgd.start(model.init(start, images[0][:2]))
+    images = data.train
+    state = sgd.start(model.init(start, images.x[:2]))
     recent: list[float] = []
     loss = jnp.float32(jnp.nan)
     batches = with_replacement(order, config.steps, config.batch, len(data.x))
     for step, chosen in enumerate(batches):
-        batch = (images[0][chosen], images[1][chosen])
-        recent.append(float(accuracy(model, state["variables"], *batch)))
+        batch = Images(*images.take(chosen))
+        recent.append(float(sgd.accuracy(state["variables"], batch)))
         state, loss = sgd.step(state, images, chosen, jnp.float32(rate))
         if not np.isfinite(loss):
             break
@@ -170,7 +170,8 @@ def draw(config: ConfigDict, frame: pd.DataFrame, path: Path) -> None:
 def check(config: ConfigDict) -> None:
     """Raises what is wrong with the configuration, before any work is done."""
     check_counts(config, "width", "image_size", "window", "steps", "batch", "seeds")
-    check_positive(config, "depths", "learning_rates", "accuracy", "sigma_b")
+    check_counts(config, "depths")
+    check_positive(config, "learning_rates", "accuracy", "sigma_b")
     check_choices("activations", config.activations, ACTIVATIONS)
     check_choices("laws", config.laws, LAWS)
 

@@ -19,7 +19,7 @@ import pandas as pd
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments.launch import check_counts, check_positive, launch
+from experiments.launch import check_counts, launch
 from experiments.resnet110 import loss_of, resnet110_blocks
 from layerwise.expressivity import (
     Decomposition,
@@ -339,7 +339,7 @@ def draw_paths(table: pd.DataFrame, path: Path) -> None:
 def check(config: ConfigDict) -> None:
     """Raises what is wrong with the configuration, before any work is done."""
     check_counts(config, "networks", "plane_networks")
-    check_positive(config, "depths", "widths")
+    check_counts(config, "depths", "widths")
 
 
 def run(config: ConfigDict, folder: Path) -> pd.DataFrame:

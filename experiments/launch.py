@@ -6,6 +6,7 @@ in a folder of its own and returns the table.
 """
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,7 +17,6 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
-import layerwise as lw
 from experiments.workdir import alone_in, open_workdir
 from layerwise.errors import (
     InvalidArgumentError,
@@ -94,15 +94,14 @@ def _give_up(text: str) -> None:
     sys.exit(2)
 
 
-def check_counts(config: ConfigDict, *names: str) -> None:
-    """Raises if a field is not a whole number of at least 1."""
-    for name in names:
-        value = config[name]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def check_counts(config: ConfigDict, *names: str, least: int = 1) -> None:
+    """Raises if a field, or an entry of it, is not a whole number, at least `least`."""
+    for name, entry in _entries(config, names):
+        if isinstance(entry, bool) or not isinstance(entry, int) or entry < least:
             raise InvalidArgumentError(
                 message(
-                    f"{name}={value!r}.",
-                    "It is a count: a whole number, at least 1.",
+                    f"{name}={entry!r}.",
+                    f"It is a count: a whole number, at least {least}.",
                     f"Pass --config.{name}=10.",
                 )
             )
@@ -110,23 +109,47 @@ def check_counts(config: ConfigDict, *names: str) -> None:
 
 def check_positive(config: ConfigDict, *names: str) -> None:
     """Raises if a field, or an entry of it, is not a positive number."""
+    for name, entry in _entries(config, names):
+        if not _is_number(entry) or not 0 < entry < math.inf:
+            raise InvalidArgumentError(
+                message(
+                    f"{name}={entry!r}.",
+                    "It is a rate or a size: a positive number.",
+                    f"Pass --config.{name} with positive numbers.",
+                )
+            )
+
+
+def _entries(config: ConfigDict, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Yields the fields, and the entries of those that have some."""
     for name in names:
         value = config[name]
-        for entry in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(entry, bool | str) or not entry > 0:
-                raise InvalidArgumentError(
-                    message(
-                        f"{name}={entry!r}.",
-                        "It is a rate or a size: a positive number.",
-                        f"Pass --config.{name} with positive numbers.",
-                    )
+        many = isinstance(value, tuple | list) and len(value) > 0
+        yield from ((name, entry) for entry in (value if many else (value,)))
+
+
+def check_below(config: ConfigDict, limit: float, *names: str) -> None:
+    """Raises if a field is not a number of at least 0 and below the limit."""
+    for name in names:
+        value = config[name]
+        if not _is_number(value) or not 0 <= value < limit:
+            raise InvalidArgumentError(
+                message(
+                    f"{name}={value!r}.",
+                    f"It is a number of at least 0 and below {limit:g}.",
+                    f"Pass --config.{name}=0.",
                 )
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_choices(name: str, chosen: Iterable[Any], known: Iterable[str]) -> None:
     """Raises if one of the values chosen for a field is not among the known ones."""
     options = list(known)
-    for value in chosen:
+    for value in some(name, chosen):
         if value not in options:
             raise InvalidArgumentError(
                 message(
@@ -137,7 +160,15 @@ def check_choices(name: str, chosen: Iterable[Any], known: Iterable[str]) -> Non
             )
 
 
-def check_schemes(model: Any, inputs: Any, schemes: Iterable[str]) -> None:
-    """Raises if a scheme is unknown, or cannot draw the parameters of the model."""
-    for scheme in schemes:
-        lw.scheme_law(model, inputs, scheme)
+def some(name: str, chosen: Iterable[Any]) -> list[Any]:
+    """Returns the values chosen for a field; raises if there are none."""
+    values = list(chosen)
+    if not values:
+        raise InvalidArgumentError(
+            message(
+                f"{name}=().",
+                "With none of them there is nothing to do.",
+                f"Pass --config.{name} with at least one.",
+            )
+        )
+    return values

@@ -168,7 +168,8 @@ def check(config: ConfigDict) -> None:
     """Raises what is wrong with the configuration, before any work is done."""
     check_counts(config, "depth", "width", "image_size", "seeds", "steps", "batch")
     check_counts(config, "samples", "path_images", "path_samples")
-    check_positive(config, "learning_rate", "counts")
+    check_counts(config, "counts")
+    check_positive(config, "learning_rate")
     check_choices("networks", config.networks, NETWORKS)
     for network in config.networks:
         jax.eval_shape(

@@ -27,9 +27,10 @@ from experiments.launch import (
     check_choices,
     check_counts,
     check_positive,
-    check_schemes,
     launch,
+    some,
 )
+from experiments.models import check_schemes
 from experiments.streams import Block, normal_weight, normalize_batch, streams
 from experiments.training import Data, digits, draw_parameters, error_rate, train
 from experiments.workdir import recorded
@@ -299,8 +300,8 @@ def check(config: ConfigDict) -> None:
     check_choices("laws.norms", config.laws.norms, ACTIVATIONS)
     check_positive(config, "learning_rates")
     check_choices("networks", config.networks, ("mlp", "cnn"))
-    norms = [f"+{row.partition('+')[2]}" for row in config.rows if "+" in str(row)]
-    check_choices("rows", norms, ("+bn",))
+    for row in some("rows", config.rows):
+        check_choices("rows", ["+".join(str(row).split("+")[1:])], ("", "bn"))
     few = ConfigDict({**config.to_dict(), "depth": 2})  # the same, quicker to trace
     for row in config.rows:
         for network in config.networks:

@@ -2,7 +2,8 @@ r"""Many configurations of one experiment, side by side, with dask.distributed.
 
 Every configuration runs as the experiment's own command, in a folder of its own under
 ``points/``. What is done is skipped, and what was killed continues as the experiment
-does; ``summary.csv`` holds all tables, with the swept fields in front.
+does; ``summary.csv`` holds the tables of all that is done so far, with the swept fields
+in front.
 
     python -m experiments.sweep \
         --config=experiments/configs/sweep.py:quick --workdir=runs/sweep
@@ -29,6 +30,7 @@ from tqdm import tqdm
 
 from experiments.launch import check_choices, check_counts, launch
 from experiments.points import Point, run_point
+from experiments.workdir import replace_file
 from layerwise.errors import InvalidArgumentError, LayerwiseError, message
 
 
@@ -119,6 +121,7 @@ def run(config: ConfigDict, folder: Path, scheduler: str | None = None) -> pd.Da
                 bar.write(f"{name}: {said} after {seconds:.0f} s")
                 bar.update()
                 bar.set_postfix(failed=len(failed))
+                summary([p for p in points if p.done], folder)
     if failed:
         log = folder / "points" / failed[0] / "log.txt"
         end = log.read_text().strip().splitlines()[-3:]
@@ -129,8 +132,7 @@ def run(config: ConfigDict, folder: Path, scheduler: str | None = None) -> pd.Da
                 f"See {log}; the same command runs what is not done again.",
             )
         )
-    table = summary(points)
-    table.to_csv(folder / "summary.csv", index=False)
+    table = summary(points, folder)
     print(table.to_string(index=False))
     return table
 
@@ -158,8 +160,8 @@ def _completed(
         own.close()
 
 
-def summary(points: list[Point]) -> pd.DataFrame:
-    """Returns the tables of all points below each other, swept fields in front."""
+def summary(points: list[Point], folder: Path) -> pd.DataFrame:
+    """Writes the tables of points below each other, swept fields in front."""
     tables = []
     for point in points:
         table = pd.read_csv(point.folder / "table.csv")
@@ -167,7 +169,9 @@ def summary(points: list[Point]) -> pd.DataFrame:
             name = f"config.{field}"
             table.insert(0, name, [_short(value)] * len(table))
         tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    whole = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    replace_file(folder / "summary.csv", whole.to_csv(index=False))
+    return whole
 
 
 if __name__ == "__main__":

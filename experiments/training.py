@@ -15,20 +15,54 @@ from ml_collections import ConfigDict
 import layerwise as lw
 
 
+class Images(NamedTuple):
+    """Images and their classes, as they lie in memory.
+
+    Attributes:
+        x: `(n, height, width, channels)`; what a network takes (float32), or bytes, a
+            quarter of the memory, which are scaled as they are taken.
+        y: Classes.
+        scale: What bytes are divided by, once 0 to 255 is -1 to 1.
+    """
+
+    x: Any
+    y: Any
+    scale: Any = 1.0
+
+    def take(self, chosen: Any = slice(None)) -> tuple[jax.Array, Any]:
+        """Returns some images as a network takes them, and their classes."""
+        x = jnp.asarray(self.x)[chosen]
+        if x.dtype == jnp.uint8:
+            x = (x.astype(jnp.float32) / 127.5 - 1.0) / self.scale
+        return x, jnp.asarray(self.y)[chosen]
+
+
 class Data(NamedTuple):
-    """Images in [-1, 1] with their classes, split in two.
+    """Images with their classes, split in two; see `Images` for what they are.
 
     Attributes:
         x: Training images, `(n, height, width, channels)`.
         y: Their classes.
         x_test: Test images.
         y_test: Their classes.
+        scale: Of bytes.
     """
 
     x: np.ndarray
     y: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
+    scale: float = 1.0
+
+    @property
+    def train(self) -> Images:
+        """The training images, on the device."""
+        return Images(jnp.asarray(self.x), jnp.asarray(self.y), self.scale)
+
+    @property
+    def test(self) -> Images:
+        """The test images, on the device."""
+        return Images(jnp.asarray(self.x_test), jnp.asarray(self.y_test), self.scale)
 
 
 def digits(
@@ -90,11 +124,14 @@ class Sgd:
         model: A Linen classifier; called with ``train=True`` where it takes that.
         momentum: Of SGD.
         weight_decay: Added to the gradient, times the parameters.
+        compute: Type that the network computes in, "float32" or "bfloat16". Parameters,
+            loss, updates and running statistics are float32 in either.
     """
 
     model: nn.Module
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    compute: str = "float32"
 
     @property
     def _rule(self) -> optax.GradientTransformation:
@@ -106,41 +143,62 @@ class Sgd:
         """Returns the state before the first step."""
         return {"variables": variables, "moments": self._rule.init(variables["params"])}
 
+    def loss(self, params: Any, rest: Any, x: jax.Array, y: jax.Array) -> Any:
+        """Returns the mean loss of a batch, and the new collections beside `params`.
+
+        Args:
+            params: The parameters.
+            rest: The model's other collections.
+            x: Images.
+            y: Classes.
+        """
+        out, new = self.model.apply(
+            {"params": _cast(params, self.compute), **rest},
+            x.astype(self.compute),
+            mutable=list(rest),
+            **train_mode(self.model),
+        )
+        logits = out.astype(jnp.float32)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+        return losses.mean(), new
+
     @functools.partial(jax.jit, static_argnums=0)
     def step(
-        self,
-        state: dict[str, Any],
-        images: tuple[jax.Array, jax.Array],
-        chosen: jax.Array,
-        rate: jax.Array,
+        self, state: dict[str, Any], images: Images, chosen: jax.Array, rate: jax.Array
     ) -> tuple[dict[str, Any], jax.Array]:
         """Returns the state after one update, and the loss before it.
 
         Args:
             state: From `start` or the last step.
-            images: All training images and their classes.
+            images: All training images.
             chosen: The indices of the batch.
             rate: Learning rate.
         """
-        params = state["variables"]["params"]
-        rest = {k: v for k, v in state["variables"].items() if k != "params"}
-        x, y = images[0][chosen], images[1][chosen]
-
-        def loss_of(params: Any) -> Any:
-            out, new = self.model.apply(
-                {"params": params, **rest},
-                x,
-                mutable=list(rest),
-                **train_mode(self.model),
-            )
-            losses = optax.softmax_cross_entropy_with_integer_labels(out, y)
-            return losses.mean(), new
-
-        (loss, new), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+        params, rest = split(state["variables"])
+        value_and_grad = jax.value_and_grad(self.loss, has_aux=True)
+        (loss, new), grads = value_and_grad(params, rest, *images.take(chosen))
         updates, moments = self._rule.update(grads, state["moments"], params)
         updates = jax.tree.map(lambda u: rate * u, updates)
         variables = {"params": optax.apply_updates(params, updates), **new}
         return {"variables": variables, "moments": moments}, loss
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def accuracy(self, variables: Any, images: Images) -> jax.Array:
+        """Returns the share of images whose largest output is that of their class."""
+        params, rest = split(variables)
+        x, y = images.take()
+        low = {"params": _cast(params, self.compute), **rest}
+        out = jnp.asarray(self.model.apply(low, x.astype(self.compute)))
+        return (out.argmax(-1) == y).mean()
+
+
+def split(variables: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns the parameters, and all other collections."""
+    return variables["params"], {k: v for k, v in variables.items() if k != "params"}
+
+
+def _cast(params: Any, kind: str) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(kind), params)
 
 
 def train(
@@ -174,14 +232,14 @@ def train(
     """
     sgd = Sgd(model, momentum, weight_decay)
     state, losses = sgd.start(variables), np.full(steps, np.nan, np.float32)
-    images = (jnp.asarray(data.x), jnp.asarray(data.y))
+    images = data.train
     chosen = with_replacement(key, steps, batch, len(data.x))
     for step, rows in enumerate(chosen):
         state, loss = sgd.step(state, images, rows, jnp.float32(learning_rate))
         losses[step] = loss
         if not np.isfinite(losses[step]):
             break
-    return Trained(_settled(model, state["variables"], images[0]), losses)
+    return Trained(_settled(model, state["variables"], images.take()[0]), losses)
 
 
 def train_as_configured(
@@ -236,13 +294,6 @@ def train_mode(model: nn.Module) -> dict[str, Any]:
     return {"train": True} if "train" in signature(model.__call__).parameters else {}
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def accuracy(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Returns the share of images whose largest output is that of their class."""
-    return (jnp.asarray(model.apply(variables, x)).argmax(-1) == y).mean()
-
-
 def error_rate(model: nn.Module, variables: Any, data: Data) -> float:
     """Returns the share of test images whose largest output is of another class."""
-    x, y = jnp.asarray(data.x_test), jnp.asarray(data.y_test)
-    return 1.0 - float(accuracy(model, variables, x, y))
+    return 1.0 - float(Sgd(model).accuracy(variables, data.test))

@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import app, flags
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments.claims import ledger
 from layerwise.errors import InvalidArgumentError
@@ -45,7 +46,8 @@ def main(argv: list[str]) -> None:
     for row in rows:
         o = row.outcome
         seconds = f"{row.seconds:.0f}"
-        table.add_row(row.claim.id, o.verdict, o.printed, o.exact, o.measured, seconds)
+        cells = (row.claim.id, o.verdict, o.printed, o.exact, o.measured, seconds)
+        table.add_row(*map(Text, cells))  # brackets are no markup here
     console.print(table)
     if _MARKDOWN.value:
         Path(_MARKDOWN.value).write_text(ledger.markdown(rows))

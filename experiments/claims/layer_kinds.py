@@ -124,6 +124,6 @@ def any_graph() -> Outcome:
     return Outcome(
         judge(bool(sigmas.max() < 5)),
         "",
-        predicted.coverage.partition(";")[0],
+        predicted.coverage.partition(";")[0].rstrip("."),
         f"DenseNet: {len(want)} layers, at most {sigmas.max():.1f} standard errors off",
     )

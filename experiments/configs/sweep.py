@@ -9,6 +9,8 @@ Forms (the part after the colon):
 * ``quick``: a small F34 on digits under two schemes. Under a
   minute on two CPU cores.
 * ``table4``: the small Table 4, a point for every learning rate and seed.
+* ``depth``, ``width``: second moments of residual blocks at three depths, and of F34 at
+  four widths: `variance_curves`. Minutes.
 * ``small``: four points of a second each, for tests.
 """
 
@@ -37,10 +39,18 @@ def get_config(form: str = "quick") -> ConfigDict:
         )
         config.fixed = (("seeds", 1),)
         config.workers = 64
+    elif form == "depth":
+        config.experiment, config.form = "variance_curves", "blocks"
+        config.fixed = ()
+        config.grid = (("model_args.depth", (10, 30, 100)),)
+    elif form == "width":
+        config.experiment, config.form = "variance_curves", "small"
+        config.fixed = (("draws", 16),)
+        config.grid = (("model_args.width", (4, 8, 16, 32)),)
     elif form == "small":
         config.form = "small"
         config.fixed = (("schemes", ("glorot",)),)
         config.grid = (("learning_rates", ((1e-2,), (1e-3,))), ("first_seed", (0, 1)))
     elif form != "quick":
-        raise unknown_form(form, "sweep", "quick, table4 and small")
+        raise unknown_form(form, "sweep", "quick, table4, depth, width and small")
     return config

@@ -5,14 +5,16 @@ import io
 import sys
 import tarfile
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+import layerwise as lw
 from experiments import data
 from experiments.datasets import fungi10, inaturalist
 from experiments.datasets.inaturalist import ARCHIVE, ROOT, first_categories
-from experiments.training import digits
+from experiments.training import Sgd, digits
 from layerwise.errors import InputError
 
 
@@ -61,7 +63,7 @@ def test_digits_are_those_of_scikit_learn(tmp_path):
 
     def levels(x, y):
         """The 17 grey levels of every image with its class, in any order."""
-        low, high = x.min(), x.max()
+        low, high = float(x.min()), float(x.max())
         grey = np.rint((x[..., 0] - low) / (high - low) * 16).astype(np.uint8)
         return sorted(zip((g.tobytes() for g in grey), y.tolist(), strict=True))
 
@@ -86,9 +88,29 @@ def test_fungi10_is_the_first_ten_kinds(form, layout, archive, tmp_path, capsys)
         kind: i for i, kind in enumerate(kinds)
     }
     assert "fungi10 validation: 10 images" in capsys.readouterr().out
-    x = data.load(builder, 16, fit="crop").x
+    loaded = data.load(builder, 16, fit="crop")
+    assert loaded.x.dtype == np.uint8
+    x, _ = loaded.train.take()
     assert x.shape[1:] == (16, 16, 3)
     assert np.square(x).mean() == pytest.approx(1, rel=1e-4)
+
+
+def test_training_on_bytes_is_training_on_their_values(layout, tmp_path):
+    bytes_ = data.load(fungi(layout, tmp_path), 8)
+    values = bytes_.x / np.float32(127.5) - 1
+    values /= np.sqrt(np.square(values).mean())
+    floats = bytes_._replace(x=values, scale=1.0)
+    np.testing.assert_allclose(bytes_.train.take()[0], values, rtol=1e-5, atol=1e-6)
+    model = lw.zoo.mlp(input_shape=(8, 8, 3), widths=(4,))
+    sgd, rows = Sgd(model), np.arange(8)
+    states = [sgd.start(model.init(jax.random.key(0), bytes_.train.take()[0]))] * 2
+    for _ in range(5):
+        steps = [
+            sgd.step(s, d.train, rows, np.float32(1e-2))
+            for s, d in zip(states, (bytes_, floats), strict=True)
+        ]
+        states = [state for state, _ in steps]
+        np.testing.assert_allclose(steps[0][1], steps[1][1], rtol=1e-5)
 
 
 def test_archive_and_folder_hold_the_same(layout, archive):

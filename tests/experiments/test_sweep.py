@@ -1,3 +1,4 @@
+import os
 import signal
 import time
 from pathlib import Path
@@ -18,8 +19,14 @@ from tests.experiments.processes import launch
 ROOT = Path(__file__).parents[2]
 
 
+KILLS = int(os.environ.get("KILLS", "4"))  # BUILD.md has the command for twenty
+SEEDS = max(2, KILLS // 4)  # two points each, so that the sweep outlives its kills
+
+
 def start(folder):
-    return launch("sweep", folder)
+    grid = (("learning_rates", ((1e-2,), (1e-3,))), ("first_seed", range(SEEDS)))
+    grid = tuple((field, tuple(values)) for field, values in grid)
+    return launch("sweep", folder, f"--config.grid={grid}")
 
 
 def metrics(folder):
@@ -27,29 +34,35 @@ def metrics(folder):
     return {str(f.relative_to(folder)): f.read_text() for f in files}
 
 
-def kill_and_continue(folder, moments, length):
-    """Kills a sweep at `moments`, shares of `length` seconds; then lets it end."""
-    for moment in moments:
-        process = start(folder)
-        time.sleep(float(moment) * length)
+def kill_and_continue(folder, moments):
+    """Kills a sweep at random moments, and lets it end; returns how often it ran."""
+    alive = 0
+    for more, late in moments:
+        before, process = len("".join(metrics(folder).values())), start(folder)
+        # Up to two rows after it began, or somewhere in the start of its points.
+        goal = before + int(3 * more) * 60
+        while len("".join(metrics(folder).values())) < goal and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(late * (8 if goal == before else 0.5))
+        alive += process.poll() is None
         process.send_signal(signal.SIGKILL)  # its workers and points are left behind
         process.wait()
     assert start(folder).wait() == 0
+    return alive
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # processes start 22 times, on a machine that may be busy
+@pytest.mark.timeout(300 + 120 * KILLS)  # on a machine that may be busy
 def test_a_sweep_that_is_killed_ends_with_the_same_rows(tmp_path, key):
-    began = time.monotonic()
     assert start(tmp_path / "whole").wait() == 0
-    length = time.monotonic() - began
-    moments = np.asarray(jax.random.uniform(key, (4,)))
-    kill_and_continue(tmp_path / "parts", moments, length)
-    assert len(metrics(tmp_path / "whole")) == 4
+    moments = np.asarray(jax.random.uniform(key, (KILLS, 2))).tolist()
+    alive = kill_and_continue(tmp_path / "parts", moments)
+    assert alive >= 0.75 * KILLS  # else it was mostly done, and nothing was tested
+    assert len(metrics(tmp_path / "whole")) == 2 * SEEDS
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     got, want = (pd.read_csv(tmp_path / n / "summary.csv") for n in ("parts", "whole"))
     pd.testing.assert_frame_equal(got, want)
-    assert len(got) == 4
+    assert len(got) == 2 * SEEDS
 
 
 def test_points_are_the_product_of_the_grid(tmp_path):
@@ -75,6 +88,24 @@ def test_a_point_that_fails_is_not_done_and_one_that_is_done_does_not_run(tmp_pa
     assert not failing(tmp_path / "a").done
     (tmp_path / "a" / "done").touch()
     assert run_point(failing(tmp_path / "a"), False)[1] == 0
+
+
+def test_the_summary_grows_with_the_points(tmp_path, monkeypatch):
+    seen = []
+
+    def completed(todo, workers, scheduler):
+        for i, point in enumerate(todo):
+            point.folder.mkdir(parents=True)
+            (point.folder / "table.csv").write_text(f"accuracy\n{i}\n")
+            (point.folder / "done").touch()
+            yield point.name, 0, 1.0
+            seen.append(len(pd.read_csv(tmp_path / "summary.csv")))
+
+    monkeypatch.setattr(sweep, "_completed", completed)
+    table = sweep.run(get_config("small"), tmp_path)
+    assert seen == [1, 2, 3, 4]
+    assert table["accuracy"].tolist() == [0, 1, 2, 3]
+    assert table["config.first_seed"].tolist() == ["0", "1", "0", "1"]
 
 
 def test_a_failed_point_is_named_after_all_others(tmp_path, monkeypatch):

@@ -63,13 +63,48 @@ def test_refuses_a_folder_of_another_configuration(finished):
         start(other, folder)
 
 
+@pytest.mark.slow
+def test_a_class_of_ones_own_on_digits_with_the_engine_beside(tmp_path, capsys):
+    config = get_config("blocks")
+    config.update(model="layerwise.zoo.taki:TakiNet", draws=4, schemes=("taki",))
+    config.model_args.update(depth=4, width=16)
+    config.update(directions=("backward",), subset="test")
+    table = start(config, tmp_path / "run")
+    assert set(table["direction"]) == {"backward"}
+    assert "predicted_second_moment" in set(table["statistic"])
+    said = capsys.readouterr().out.split("networks, taki takes ")[1]
+    assert "r from 1 to" in said
+    assert "kernel predicts" in said
+    assert "q from" not in said
+
+
+def test_inputs_are_images_of_unit_second_moment():
+    config = get_config("small")
+    for name in ("digits", "gaussian"):
+        config.update(inputs=name, batch=64)
+        x = np.asarray(variance_curves.make_inputs(config, (8, 8, 3)))
+        assert x.shape == (64, 8, 8, 3)
+        assert np.square(x).mean() == pytest.approx(1, rel=0.05)
+    config.update(inputs="digits", subset="test")
+    other = variance_curves.make_inputs(config, (8, 8, 3))
+    assert not np.allclose(other[:5], x[:5])
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
         ({"inputs": "paintings"}, "paintings"),
         ({"schemes": ("asv_backward:x",)}, "cap 'x'"),
         ({"schemes": ("unknown",)}, "Unknown scheme"),
+        ({"schemes": ()}, r"schemes=\(\)"),
         ({"model": "f35"}, "No architecture 'f35'"),
+        ({"model": "layerwise.zoo.taki:TakiNett"}, "cannot be imported"),
+        ({"model": "layerwise.zoo.taki:TakiNet"}, "cannot be built"),
+        ({"method": "eq. 4"}, "method='eq. 4'"),
+        ({"directions": ("backwards",)}, "Did you mean 'backward'"),
+        ({"inputs": "digits", "subset": "val"}, "subset='val'"),
+        ({"inputs": "tfds:nothing"}, "no prepared data set 'nothing'"),
+        ({"seed": -1}, "seed=-1"),
     ],
 )
 def test_bad_configuration_is_one_error_before_any_work(tmp_path, change, match):
@@ -81,5 +116,5 @@ def test_bad_configuration_is_one_error_before_any_work(tmp_path, change, match)
 
 
 def test_unknown_form():
-    with pytest.raises(ValueError, match="quick, full and small"):
+    with pytest.raises(ValueError, match="quick, full, blocks and small"):
         get_config("fast")
