@@ -29,6 +29,7 @@ class Block:
         equations: In order.
         output: The value that it is for.
         reported: Values between whose moments are wanted too.
+        inside: Whether it is only for a value inside of another block.
     """
 
     graph: Graph
@@ -37,6 +38,7 @@ class Block:
     equations: tuple[Equation, ...]
     output: int
     reported: tuple[int, ...] = ()
+    inside: bool = False
 
     def up_to(self, value: int) -> "Block":
         """Returns the block that makes one of the values between."""
@@ -49,6 +51,7 @@ class Block:
             equations=kept,
             output=value,
             reported=(),
+            inside=True,
         )
 
     @functools.cached_property

@@ -13,6 +13,8 @@ so that what is linear in the kernel has little sampling error.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -52,7 +54,7 @@ class Drawer:
 
     def __init__(self, ctx: RuleContext, repeats: int):
         self.ctx, self.repeats = ctx, repeats
-        self.keys = iter(jax.random.split(jax.random.key(5), 64))
+        self.seeds = itertools.count()
         self.tokens: dict[int, _Tokens | None] = {}
 
     def signal(self, value: int, state: State) -> np.ndarray:
@@ -94,7 +96,7 @@ class Drawer:
         return mean[:, None, None, None] + drawn
 
     def _independent(self, rows: int, columns: int) -> np.ndarray:
-        return _whitened(np.array(jax.random.normal(next(self.keys), (rows, columns))))
+        return _independent(next(self.seeds), rows, columns)
 
     def _tokens(self, source: int) -> _Tokens | None:
         if source not in self.tokens:
@@ -246,11 +248,13 @@ def _root(kernel: np.ndarray) -> np.ndarray:
     return (vectors * np.sqrt(np.maximum(values, 0.0))).astype(np.float32)
 
 
-def _whitened(z: np.ndarray) -> np.ndarray:
+@functools.lru_cache(maxsize=12)
+def _independent(seed: int, rows: int, columns: int) -> np.ndarray:
     """Returns normal draws whose second moments between rows are exactly those of 1."""
-    rows, columns = z.shape
-    if columns < 4 * rows:
-        return z
-    values, vectors = np.linalg.eigh(np.asarray(z @ z.T, np.float64) / columns)
-    root = (vectors / np.sqrt(values)) @ vectors.T
-    return root.astype(np.float32) @ z
+    z = np.array(jax.random.normal(jax.random.key(seed), (rows, columns)))
+    if columns >= 4 * rows:
+        values, vectors = np.linalg.eigh(np.asarray(z @ z.T, np.float64) / columns)
+        root = (vectors / np.sqrt(values)) @ vectors.T
+        z = root.astype(np.float32) @ z
+    z.flags.writeable = False
+    return z

@@ -63,7 +63,8 @@ class Planner:
         reported = {}
         for v in block.reported:
             made = (self.producers[v],)
-            reported[v] = Node("attention", block.inputs, v, made, block)
+            inner = block.up_to(v)
+            reported[v] = Node("attention", inner.inputs, v, made, inner)
         rest = tuple(e for e in block.equations if e.outputs[0] not in reported)
         inputs = (*block.inputs, *block.reported)
         self.nodes |= reported

@@ -58,7 +58,7 @@ def flax_causal(x):
 
 
 def flax_self(x):
-    return nn.SelfAttention(HEADS)(x)
+    return nn.MultiHeadDotProductAttention(HEADS)(x)
 
 
 def fused(x):

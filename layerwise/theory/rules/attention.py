@@ -34,10 +34,8 @@ class Attention:
         """Draws queries, keys and values; approximate."""
         block: Block = node.data
         given = _given(block, states)
-        if node.output != block.output:
-            inner = block.up_to(node.output)
-            read = [s for v, s in zip(block.inputs, given) if v in inner.inputs]
-            return _summarized(given, *simulation.summary(ctx, inner, read))
+        if block.inside:
+            return _summarized(given, *simulation.summary(ctx, block, given))
         got, error = simulation.forward(ctx, block, given)
         return dataclasses.replace(
             got,
@@ -57,7 +55,7 @@ class Attention:
     ) -> Sequence[State | None]:
         """Pulls a drawn cotangent back through the block; approximate."""
         block: Block = node.data
-        if node.output != block.output:
+        if block.inside:
             return [None] * len(states)
         given = _given(block, states)
         back, inside, error = simulation.backward(ctx, block, given, out, cotangent)
