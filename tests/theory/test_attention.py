@@ -165,7 +165,7 @@ def check(model, x, draws, bars=(20, 80)):
 @pytest.mark.slow
 @pytest.mark.parametrize("form", sorted(FORMS))
 def test_forms_match_samples(form):
-    check(Around(form), tokens(), 256)
+    check(Around(form), tokens(), 192)
 
 
 def test_rotary_and_fused_are_found():
