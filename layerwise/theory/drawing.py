@@ -50,11 +50,12 @@ class Drawer:
     Args:
         ctx: The context.
         repeats: How often the batch is drawn.
+        first: Seed of the first draw; what is to be independent begins elsewhere.
     """
 
-    def __init__(self, ctx: RuleContext, repeats: int):
+    def __init__(self, ctx: RuleContext, repeats: int, first: int = 0):
         self.ctx, self.repeats = ctx, repeats
-        self.seeds = itertools.count()
+        self.seeds = itertools.count(first)
         self.tokens: dict[int, _Tokens | None] = {}
 
     def signal(self, value: int, state: State) -> np.ndarray:
@@ -77,7 +78,7 @@ class Drawer:
     def cotangent(self, state: State, shape: Sequence[int]) -> np.ndarray:
         """Returns ``(repeat, *shape)`` draws, their scale taken out."""
         field = state.average()
-        drawn = self._normal(field.replace(spread=0.0), state.channels)
+        drawn = self._normal(field, state.channels)
         return self._arranged(drawn, field, state.axes, shape)
 
     def _normal(self, field: Field, width: int) -> np.ndarray:

@@ -83,7 +83,7 @@ def backward(
     given = cotangent.average().normalized()
     scale = given.log_scale
     shape = ctx.shape(block.output)
-    seeds = Drawer(ctx, repeats).cotangent(
+    seeds = Drawer(ctx, repeats, first=1000).cotangent(
         dataclasses.replace(cotangent, parts=((cotangent.channels, given),)), shape
     )
     _, pull = _compiled(block)

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.photos import photo_crops
 from layerwise.theory import drawing
 from layerwise.theory.predict import predict
 from layerwise.theory.state import Grade
+from layerwise.zoo.vision_transformer import ViT
 from tests.theory import ensemble
 
 
@@ -168,12 +170,48 @@ def test_forms_match_samples(form):
     check(Around(form), tokens(), 192)
 
 
-def test_rotary_and_fused_are_found():
-    for form in ("rotary", "fused"):
-        got = predict(Around(form), None, tokens(), draws=0)
-        assert not got.sampled
-        assert set(got.grade["forward"]) <= {Grade.EXACT, Grade.APPROXIMATE}
-        assert set(got.grade["backward"]) <= {Grade.EXACT, Grade.APPROXIMATE}
+def test_masked_scores_are_not_sampled():
+    """They hold -3e38: once their moments were taken, and the prediction broke."""
+    got = predict(Around("flax_causal"), None, tokens(), draws=0)
+    assert not got.sampled
+    grades = {*got.grade["forward"], *got.grade["backward"]}
+    assert grades <= {Grade.EXACT, Grade.APPROXIMATE}
+    assert np.isfinite(got.log_second["forward"]).all()
+
+
+class Weights(nn.Module):
+    """Attention that returns its weights too."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Any:
+        q, k, v = (nn.Dense(16, name=n)(x) for n in "qkv")
+        weights = nn.softmax(q @ k.swapaxes(1, 2))
+        return weights @ v, weights
+
+
+def test_weights_that_are_returned_are_measured():
+    got = predict(Weights(), None, tokens(), draws=2)
+    assert got.sampled
+    assert Grade.MEASURED in got.grade["forward"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["flax_causal", "cross"])
+def test_without_normalization(form):
+    check(Around(form, norm=False), tokens(), 192)
+
+
+@pytest.mark.slow
+def test_photographs_that_differ_stay_in_the_tolerance():
+    """Each position normalized by itself: a batch's mean kernel is not each one's."""
+    x = jnp.asarray(photo_crops(4, 32))
+    model = ViT(num_classes=10, image_size=32, patch=8, width=64, depth=1, heads=4)
+    got = predict(model, None, x, draws=0)
+    assert not got.sampled
+    measured = ensemble.measure(
+        got, lambda key: model.init(key, x), x, draws=96, batch=16
+    )
+    assert not ensemble.misses(got, measured)
 
 
 class Bare(nn.Module):

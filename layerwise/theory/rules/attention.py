@@ -2,10 +2,10 @@
 
 Given the tokens, queries, keys and values behind fresh weights are independent and
 normal, so that the moments of the result are those of the block on draws from their
-kernels (`layerwise.theory.simulation`). Kernels are averages over networks and
-examples: what their fluctuation moves, beyond a common factor, is left out, of order
-1/width. Backward the cotangent is drawn likewise, independent of queries, keys and
-values as it is in the wide limit.
+kernels (`layerwise.theory.simulation`). Kernels are averages over the examples, and
+attention is not linear in them: where examples differ, the pairs' tolerance says so.
+Backward the cotangent is drawn likewise, independent of queries, keys and values as it
+is in the wide limit.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from layerwise.theory.state import Field, Grade, State
 
 
 FORWARD, BACKWARD = 0.02, 0.1
-"""Stated errors, of the kernels' fluctuation."""
+"""Stated errors: how kernels fluctuate, beyond what tokens of a finite width do."""
 
 
 @rule("attention", family="attention")
