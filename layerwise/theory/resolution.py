@@ -47,12 +47,12 @@ def held_lags(
     )
     if not needed:
         return lagging.NONE, 0.0
-    attends = any(n.name == "attention" for n in nodes)
-    for level in (lagging.FULL, lagging.DENSE) if attends else (lagging.DENSE,):
-        entries = _entries(ctx, nodes, classes, level)
+    if any(n.name == "attention" for n in nodes):
+        entries = _entries(ctx, nodes, classes, lagging.FULL)
         if entries < budget:
-            return level, entries
-    return lagging.SPARSE, entries
+            return lagging.FULL, entries
+    entries = _entries(ctx, nodes, classes, lagging.DENSE)
+    return (lagging.DENSE if entries < budget else lagging.SPARSE), entries
 
 
 def _entries(
