@@ -23,11 +23,12 @@ class Node:
     """One step of the interpreter: an equation, or several that are one function.
 
     Attributes:
-        name: The primitive, or "pointwise", "normalization", "opaque".
+        name: The primitive, or "pointwise", "normalization", "attention", "opaque".
         inputs: The signal values it reads.
         output: The value it defines.
         equations: Its equations, in order.
-        data: What the planner found out: a scalar function, a normalization.
+        data: What the planner found out: a scalar function, a normalization, a
+            block.
     """
 
     name: str

@@ -8,20 +8,25 @@ says that its assumptions do not hold, the node is sampled.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 
-from layerwise.moments.activations import cached_float64
-from layerwise.theory import data, lags as lagging, marginal, profile, registry, rules
+from layerwise.theory import data, lags as lagging, profile, registry, rules
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.law import Law
 from layerwise.theory.plan import Planner
 from layerwise.theory.registry import NoSoundRule
 from layerwise.theory.repeats import Repeats
+from layerwise.theory.resolution import (
+    DENSE_BUDGET,
+    PAIRS_BACK,
+    PAIRS_BACK_BUDGET,
+    held_lags,
+    is_curved,
+)
 from layerwise.theory.rules.elementwise import add_fields, aligned, fit_parts, worst
 from layerwise.theory.sampling import Sampler
 from layerwise.theory.sharing import Sharing
@@ -31,23 +36,7 @@ from layerwise.tracing import TracedModel
 
 assert rules.__all__  # imported to register them
 
-_PAIRS_BACK = frozenset(
-    [
-        "reduce_window_sum",
-        "reduce_window_max",
-        "reduce_max",
-        "normalization",
-        "cumsum",
-        "fixed_product",
-        "broadcast_in_dim",
-        "opaque",
-    ]
-)
-_PAIRS = _PAIRS_BACK | {"reduce_sum"}
 Direction = Literal["forward", "backward"]
-DENSE_BUDGET = 1e8
-PAIRS_BACK_BUDGET = 1e7
-"""The same, above which cotangents hold pairs only where a sum or a maximum reads."""
 
 
 class _Unsampled(Exception):
@@ -102,7 +91,6 @@ class Engine:
         self.fixed: frozenset[int] = frozenset()
         self.cuts = cuts
         self.measured_below = 0
-        self.entries = 0.0
         if arrays is None:
             arrays = data.deterministic(traced, self.inputs)
         first = next((x for x in self.inputs if np.ndim(x)), None)
@@ -130,10 +118,12 @@ class Engine:
         self.nodes = Planner(traced, cuts, frozenset(arrays), constant).plan()
         self.makers.update((n.output, n) for n in self.nodes)
         self.first_use = {v: n.output for n in self.nodes[::-1] for v in n.inputs}
+        classes = self._classes()
+        level, self.entries = held_lags(base, self.nodes, classes, self.budget)
         self.ctx = dataclasses.replace(
             base,
-            classes=self._classes(),
-            level=self._level(base),
+            classes=classes,
+            level=level,
             joint=any(n.name == "normalization" for n in self.nodes),
         )
         readers = [n.output for n in self.nodes if self._reads_pairs(n)]
@@ -144,10 +134,10 @@ class Engine:
 
     def _reads_pairs(self, node: Node) -> bool:
         """Whether the cotangents behind a node are needed in pairs of positions."""
-        small = self.entries < PAIRS_BACK_BUDGET and self.ctx.level == lagging.DENSE
+        small = self.entries < PAIRS_BACK_BUDGET and self.ctx.level >= lagging.DENSE
         if small and node.name == "conv_general_dilated":
             return True  # weights and masks depend on each other: order 1/width
-        return node.name in _PAIRS_BACK or is_curved(node)
+        return node.name in PAIRS_BACK or is_curved(node)
 
     def _classes(self) -> int:
         """2 where something mixes examples, else 1."""
@@ -155,21 +145,6 @@ class Engine:
             if node.name == "normalization" and 0 in node.data.axes:
                 return 2
         return 1
-
-    def _level(self, ctx: RuleContext) -> int:
-        needed = any(
-            n.name in _PAIRS or registry.find(n.name) is None or is_curved(n)
-            for n in self.nodes
-        )
-        if not needed:
-            return lagging.NONE
-        total, classes = 0.0, self._classes()
-        for node in self.nodes:
-            sizes = ctx.shape(node.output)[1:-1]
-            held = [len(lagging.lag_values(n)) for n in sizes]
-            total += math.prod(sizes) * math.prod(held) * classes
-        self.entries = float(total)
-        return lagging.DENSE if total < self.budget else lagging.SPARSE
 
     def state_of(self, value: int) -> State:
         """Returns the moments of a value that has been reached."""
@@ -481,10 +456,3 @@ def _alike(a: Node, b: Node) -> bool:
         and len(a.inputs) == len(b.inputs)
         and str(a.equations[-1].params) == str(b.equations[-1].params)
     )
-
-
-def is_curved(node: Node) -> bool:
-    """Whether a node is a scalar function that is not homogeneous, as ReLU is."""
-    if node.name != "pointwise":
-        return False
-    return marginal.two_slopes(cached_float64(node.data)[0]) is None

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from layerwise.theory.engine import DENSE_BUDGET, Engine, is_curved
+from layerwise.theory.engine import Engine
+from layerwise.theory.resolution import DENSE_BUDGET, is_curved
 from layerwise.theory.state import Grade, State
 
 
@@ -97,7 +98,7 @@ def _groups(engine: Engine) -> list[Arrays]:
     states = [*engine.known.values(), *engine.total.values()]
     known = max((s.tolerance for s in states), default=0.0) <= TOO_MUCH
     mixed = engine.ctx.classes > 1 or engine.ctx.white
-    curved = any(map(is_curved, engine.nodes))
+    curved = any(n.name == "attention" or is_curved(n) for n in engine.nodes)
     if count == 1 or known or mixed or engine.reasons or not curved:
         return []
     made = []

@@ -65,6 +65,17 @@ def channel_noise(state: State) -> float:
     )
 
 
+def beyond_channels(total: np.ndarray, state: State) -> np.ndarray:
+    """Returns the spread that a total is made of, with the noise of the channels.
+
+    Args:
+        total: ``(*lags,)``: relative covariance of means of squares over channels.
+        state: Whose channels they are.
+    """
+    noise = channel_noise(state) * _by_lag(state.average())[0]
+    return np.asarray(np.maximum((total - noise) / (1.0 + noise), 0.0))
+
+
 Taps = Sequence[tuple[int, float]]
 """Per axis: how many taps, and positions between two of them."""
 

@@ -47,8 +47,8 @@ _SPARSE = (
 )
 
 
-NONE, SPARSE, DENSE = 0, 1, 2
-"""How many lags are held: only single positions, few, or all that pay."""
+NONE, SPARSE, DENSE, FULL = 0, 1, 2, 3
+"""How many lags are held: only single positions, few, all that pay, or every one."""
 
 
 @functools.cache
@@ -56,7 +56,7 @@ def lag_values(size: int, level: int = DENSE) -> tuple[int, ...]:
     """Returns the lags held for an axis of `size` positions."""
     if level == NONE or size == 1:
         return (0,)
-    if size <= (FULL_UP_TO if level == DENSE else 8):
+    if level == FULL or size <= (FULL_UP_TO if level == DENSE else 8):
         positive = list(range(1, size))
     else:
         limit = 2 * size // 3

@@ -3,8 +3,9 @@
 Between two values through which everything passes there is one function. Where it is a
 function of one number (an activation, however many equations it takes) it becomes a
 "pointwise" node; where it is a normalization, recognized by evaluating it and not by
-how it is written, a "normalization" node; where it is one equation, a node of that
-primitive's name; and otherwise "opaque", which no rule covers and which is sampled.
+how it is written, a "normalization" node; where it is made of products of
+signals, one inside another, an "attention" node; where it is one equation, a node of
+that primitive's name; and otherwise "opaque", without a rule, and sampled.
 """
 
 import functools
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from layerwise.theory import registry
+from layerwise.theory.attention import Block, Finder
 from layerwise.theory.context import Node
 from layerwise.theory.normalization import Normalization, recognize
 from layerwise.tracing import TracedModel, primitives
@@ -51,7 +53,24 @@ class Planner:
         self.nodes: dict[int, Node] = {}
         self.functions: dict[str, ScalarFunction] = {}
         self.shared: dict[ScalarFunction, ScalarFunction] = {}
+        finder = Finder(self.graph, self.flow, deterministic, constant, self._is_scalar)
         self.exits = self._exits(cuts)
+        for block in finder.find(cuts):
+            self._block(block)
+
+    def _block(self, block: Block) -> None:
+        """Makes the nodes of an attention: its result, and what is wanted inside."""
+        reported = {}
+        for v in block.reported:
+            made = (self.producers[v],)
+            inner = block.up_to(v)
+            reported[v] = Node("attention", inner.inputs, v, made, inner)
+        rest = tuple(e for e in block.equations if e.outputs[0] not in reported)
+        inputs = (*block.inputs, *block.reported)
+        self.nodes |= reported
+        self.nodes[block.output] = Node("attention", inputs, block.output, rest, block)
+        self.exits -= {v for e in block.equations for v in e.outputs}
+        self.exits |= {*block.inputs, block.output}
 
     def plan(self) -> tuple[Node, ...]:
         """Returns the nodes, in program order."""

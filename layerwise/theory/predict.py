@@ -198,6 +198,7 @@ def _resolution(parts: Sequence[Engine]) -> str:
         lagging.NONE: "Single positions: nothing here mixes them but fresh weights.",
         lagging.SPARSE: "Pairs of positions at short lags and powers of two, others "
         "interpolated (the full kernels would not fit).",
+        lagging.FULL: "All pairs of positions.",
         lagging.DENSE: "Pairs of positions: all on maps up to "
         f"{lagging.FULL_UP_TO} wide, above that by lag.",
     }

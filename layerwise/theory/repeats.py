@@ -102,7 +102,9 @@ class Repeats:
 
     def _kind(self, node: Node) -> Hashable | None:
         """Returns what makes two nodes equal but for their operands' moments."""
-        if node.name == "opaque" or any(v in self.ctx.data for v in node.inputs):
+        if node.name in ("opaque", "attention") or any(
+            v in self.ctx.data for v in node.inputs
+        ):
             return None
         flow = self.ctx.traced.flow
         parameters: list[Hashable] = []

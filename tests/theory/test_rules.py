@@ -90,6 +90,25 @@ def mean_over_positions(u):
     return jax.nn.relu(u).mean((1, 2))
 
 
+def attend(q, k, v, heads=1):
+    """Causal softmax attention between all positions, with a bias by distance."""
+
+    def split(u):
+        return u.reshape(BATCH, -1, heads, u.shape[-1] // heads)
+
+    q, k, v = map(split, (q, k, v))
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(q.shape[-1])
+    at = np.arange(q.shape[1])
+    scores = jnp.where(at[:, None] >= at, scores, -1e9)
+    weights = jax.nn.softmax(scores - 0.1 * np.abs(at[:, None] - at), axis=-1)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+def projected(p, u):
+    q, k, v = (u @ p["heads"][:, i] for i in range(3))
+    return attend(q, k, v, heads=2)
+
+
 # name of the node -> a function of the pre-activations
 CASES = {
     "conv_general_dilated": (lambda p, u: conv(jax.nn.relu(u), p["v"], 2)),
@@ -125,10 +144,18 @@ CASES = {
     "split": (lambda p, u: jnp.split(jnp.tanh(u), 2, -1)[1]),
     "concatenate": (lambda p, u, t: jnp.concatenate([jax.nn.relu(u), t], -1)),
     "normalization": (lambda p, u: jax.nn.relu(batch_norm(u))),
+    "attention": (lambda p, u, t: attend(u, t, t)),
     "reduce_window_max": (lambda p, u: window_max(jax.nn.relu(u))),
     "reduce_max": (lambda p, u: jax.nn.relu(u).max((1, 2))),
 }
 MORE = {  # a second form of some rules
+    "attention, projected": projected,
+    "class token": (
+        lambda p, u: jnp.concatenate(
+            [jnp.zeros((BATCH, 1, WIDTH, CHANNELS)), u], 1
+        ).sum(1)
+    ),
+    "positions beside others": (lambda p, u, t: jnp.concatenate([u, t], 1).sum(1)),
     "conv transposed": (lambda p, u: conv(u, p["v"], 1, ((1, 2), (1, 2)), up=2)),
     "conv dilated": (lambda p, u: conv(u, p["v"], 1, "SAME", 2)),
     "conv grouped": (lambda p, u: conv(u, p["g"], groups=3)),
@@ -167,6 +194,7 @@ FIXED_SHAPES = {
     "g": (3, 3, CHANNELS // 3, CHANNELS),
     "b": (CHANNELS,),
     "wide": (1, 1, CHANNELS, 64),
+    "heads": (CHANNELS, 3, 8),
 }
 
 

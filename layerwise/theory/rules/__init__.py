@@ -2,6 +2,8 @@
 
 from layerwise.theory.registry import rule
 from layerwise.theory.rules import (
+    attention,
+    beside,
     channels,
     elementwise,
     fixed_product,
@@ -16,6 +18,8 @@ from layerwise.theory.rules import (
 
 
 __all__ = [
+    "attention",
+    "beside",
     "channels",
     "elementwise",
     "fixed_product",

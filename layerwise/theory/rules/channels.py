@@ -1,4 +1,4 @@
-"""Channels put side by side, cut, or padded with zeros; exact."""
+"""Channels cut, or padded with zeros; exact."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,8 +7,7 @@ import numpy as np
 
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
-from layerwise.theory.rules.elementwise import fit_parts
-from layerwise.theory.state import Field, Grade, State
+from layerwise.theory.state import Field, State
 
 
 def pads_with_zero(ctx: RuleContext, node: Node) -> bool:
@@ -130,51 +129,3 @@ def _piece(ctx: RuleContext, node: Node, state: State) -> tuple[int, int]:
     i = equation.outputs.index(node.output)
     edges = np.cumsum([0, *equation.params["sizes"]])
     return int(edges[i]), int(edges[i + 1])
-
-
-@rule("concatenate", family="shape")
-class Concatenate:
-    """Puts channels side by side, each run with moments of its own; exact."""
-
-    @staticmethod
-    def forward(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
-        """Exact."""
-        _check_channels(ctx, node, states)
-        first = states[0]
-        if len({s.axes for s in states}) > 1:
-            raise NoSoundRule("operands whose axes have different roles")
-        return State(
-            first.axes,
-            tuple(p for s in states for p in s.parts),
-            Grade(max(s.mean_grade for s in states)),
-            Grade(max(s.grade for s in states)),
-            frozenset().union(*(s.sources for s in states)),
-            frozenset().union(*(s.roots for s in states)),
-            tolerance=max(s.tolerance for s in states),
-            pair_tolerance=max(s.pair_tolerance for s in states),
-        )
-
-    @staticmethod
-    def backward(
-        ctx: RuleContext,
-        node: Node,
-        states: Sequence[State],
-        out: State,
-        cotangent: State,
-    ) -> Sequence[State | None]:
-        """Each operand's own channels."""
-        fitted = list(fit_parts(cotangent, out).parts)
-        back: list[State | None] = []
-        for s in states:
-            mine = tuple(fitted[: len(s.parts)])
-            del fitted[: len(s.parts)]
-            back.append(dataclasses.replace(cotangent, parts=mine))
-        return back
-
-
-def _check_channels(ctx: RuleContext, node: Node, states: Sequence[State]) -> None:
-    axis = node.equations[0].params["dimension"]
-    if len(states) != len(node.equations[0].inputs):
-        raise NoSoundRule("a parameter or constant put beside a signal")
-    if any(s.axes[axis] != "c" for s in states):
-        raise NoSoundRule("positions or examples put side by side")

@@ -138,6 +138,8 @@ class Normalize:
             stats = _statistics(ctx, found, extent, f)
             _check(stats)
             own = max(own, 3.0 / stats.freedom)
+            if not extent.positions:
+                own = max(own, 3.0 / stats.freedom + UNLIKE * f.own_spread)
             off = max(off, VANISHING * f.own_spread**2)
             parts.append((n, _normalized(found, extent, f, stats)))
         return dataclasses.replace(
@@ -189,6 +191,8 @@ class Normalize:
 ENOUGH_FORWARD, ENOUGH_BACK = 6.0, 32.0
 FORWARD, BACKWARD = 0.01, 0.03
 """Stated errors with many degrees of freedom."""
+UNLIKE = 0.5
+"""Per spread: pairs of positions normalized one by one, where examples differ."""
 VANISHING = 0.05
 """Per squared spread: sets whose entries are all zero, units in front being off."""
 

@@ -1,0 +1,75 @@
+"""How many lags the tables of a model hold, and which nodes read pairs of positions."""
+
+import math
+from collections.abc import Sequence
+
+from layerwise.moments.activations import cached_float64
+from layerwise.theory import lags as lagging, marginal, registry
+from layerwise.theory.context import Node, RuleContext
+
+
+PAIRS_BACK = frozenset(
+    [
+        "reduce_window_sum",
+        "reduce_window_max",
+        "reduce_max",
+        "normalization",
+        "attention",
+        "cumsum",
+        "fixed_product",
+        "broadcast_in_dim",
+        "opaque",
+    ]
+)
+_PAIRS = PAIRS_BACK | {"reduce_sum"}
+DENSE_BUDGET = 1e8
+"""Table entries in all, above which fewer lags are held."""
+PAIRS_BACK_BUDGET = 1e7
+"""The same, above which cotangents hold pairs only where a sum or a maximum reads."""
+
+
+def is_curved(node: Node) -> bool:
+    """Whether a node is a scalar function that is not homogeneous, as ReLU is."""
+    if node.name != "pointwise":
+        return False
+    return marginal.two_slopes(cached_float64(node.data)[0]) is None
+
+
+def held_lags(
+    ctx: RuleContext, nodes: Sequence[Node], classes: int, budget: float
+) -> tuple[int, float]:
+    """Returns the level at which lags are held, and the table entries at it.
+
+    Every lag where something attends to positions, if the tables fit.
+    """
+    needed = any(
+        n.name in _PAIRS or registry.find(n.name) is None or is_curved(n) for n in nodes
+    )
+    if not needed:
+        return lagging.NONE, 0.0
+    if any(n.name == "attention" for n in nodes):
+        entries = _entries(ctx, nodes, classes, lagging.FULL)
+        if entries < budget:
+            return lagging.FULL, entries
+    entries = _entries(ctx, nodes, classes, lagging.DENSE)
+    return (lagging.DENSE if entries < budget else lagging.SPARSE), entries
+
+
+def _entries(
+    ctx: RuleContext, nodes: Sequence[Node], classes: int, level: int
+) -> float:
+    """Returns the table entries of all nodes, all inner axes taken for positions.
+
+    But for heads of an attention, the last axis but one.
+    """
+    total = 0.0
+    attending = [n for n in nodes if n.name == "attention"]
+    roots = ctx.traced.flow.root
+    heads = {roots[v] for n in attending for v in (*n.inputs, n.output)}
+    for node in nodes:
+        sizes = ctx.shape(node.output)[1:-1]
+        if len(sizes) > 1 and roots[node.output] in heads:
+            sizes = sizes[:-1]
+        held = [len(lagging.lag_values(n, level)) for n in sizes]
+        total += float(math.prod(sizes)) * math.prod(held) * classes
+    return total
