@@ -6,7 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
+
+from layerwise.report import regions_plot
+from layerwise.report.style import PALETTE
 
 
 QUARTILES = {"max": 1.0, "Q3": 0.75, "median": 0.5, "Q1": 0.25}
@@ -64,9 +68,16 @@ def draw(frame: pd.DataFrame, table: pd.DataFrame, path: Path) -> None:
     for scheme, rate in zip(table["scheme"], table["rate"], strict=True):
         own = frame[(frame["scheme"] == scheme) & (frame["rate"] == rate)]
         curves[f"{scheme}, {rate:g}"] = own.groupby("epoch")["accuracy"].median()
-    axes: Any = pd.DataFrame(curves).plot(figsize=(7, 4.2), grid=True)
-    axes.set(xlabel="epoch", ylabel="test accuracy (median over seeds)", ylim=(0, 1))
-    axes.figure.savefig(path, dpi=160, bbox_inches="tight")
+    (ax,) = regions_plot.new_axes(1, width=7, height=4.2)
+    for i, (label, curve) in enumerate(curves.items()):
+        style = "-" if i < len(PALETTE) else "--"
+        color = PALETTE[i % len(PALETTE)]
+        ax.plot(curve.index, curve.to_numpy(), style, color=color, label=label)
+    ax.set(xlabel="epoch", ylabel="test accuracy (median over seeds)", ylim=(0, 1))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.grid(alpha=0.25)
+    ax.legend(fontsize=8.5)
+    regions_plot.save(ax, path)
 
 
 def write(frame: pd.DataFrame, folder: Path) -> pd.DataFrame:
