@@ -68,7 +68,7 @@ def draw(frame: pd.DataFrame, table: pd.DataFrame, path: Path) -> None:
     for scheme, rate in zip(table["scheme"], table["rate"], strict=True):
         own = frame[(frame["scheme"] == scheme) & (frame["rate"] == rate)]
         curves[f"{scheme}, {rate:g}"] = own.groupby("epoch")["accuracy"].median()
-    (ax,) = regions_plot.new_axes(1, width=7, height=4.2)
+    (ax,) = regions_plot.new_axes(1, width=7.0, height=4.2)
     for i, (label, curve) in enumerate(curves.items()):
         style = "-" if i < len(PALETTE) else "--"
         color = PALETTE[i % len(PALETTE)]
