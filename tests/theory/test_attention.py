@@ -235,6 +235,7 @@ def test_without_scores_it_is_the_mean():
     assert got.second["forward"][products[-1]] == pytest.approx(mean, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_kernel_of_one_network_moves_the_cotangent_of_queries(monkeypatch):
     """It goes as the square of the centred kernel: by positions over channels."""
     model, x = Around("flax_self"), tokens(count=24, correlation=0.7)
