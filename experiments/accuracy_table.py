@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from layerwise.report import regions_plot
@@ -74,7 +73,7 @@ def draw(frame: pd.DataFrame, table: pd.DataFrame, path: Path) -> None:
         color = PALETTE[i % len(PALETTE)]
         ax.plot(curve.index, curve.to_numpy(), style, color=color, label=label)
     ax.set(xlabel="epoch", ylabel="test accuracy (median over seeds)", ylim=(0, 1))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.locator_params(axis="x", integer=True)
     ax.grid(alpha=0.25)
     ax.legend(fontsize=8.5)
     regions_plot.save(ax, path)
