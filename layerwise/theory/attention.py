@@ -64,7 +64,8 @@ class Block:
             read = [place[a] if isinstance(a, int) else repr(a.val) for a in e.inputs]
             made = [place[v] for v in e.outputs]
             lines.append(f"{made} = {e.name} {e.eqn.params} {read}")
-        avals = [self.graph.avals[v].str_short() for v in place if v in self.inputs]
+        read_in = [self.graph.avals[v] for v in self.inputs]
+        avals = [(str(a.dtype), a.shape) for a in read_in]
         reported = [place[v] for v in self.reported]
         return "\n".join([str(avals), *lines, str(reported), str(place[self.output])])
 

@@ -30,7 +30,7 @@ from layerwise.theory.resolution import (
 from layerwise.theory.rules.elementwise import add_fields, aligned, fit_parts, worst
 from layerwise.theory.sampling import Sampler
 from layerwise.theory.sharing import Sharing
-from layerwise.theory.state import Field, Grade, State, white
+from layerwise.theory.state import Field, Grade, State, share_roots, white
 from layerwise.tracing import TracedModel
 
 
@@ -281,9 +281,7 @@ class Engine:
                 parts = [p.map(Field.single) for p in parts]
             if value in self.folded:
                 return self._drawn(value, "equations without weights read it too")
-            origins = [p.roots for p in parts]
-            shared = sum(map(len, origins)) != len(frozenset().union(*origins))
-            if shared and not self.sharing.in_pieces(value):
+            if share_roots(parts) and not self.sharing.in_pieces(value):
                 return self._drawn(value, "cotangents of one origin meet here")
             total = parts[0]
             for other in parts[1:]:

@@ -62,6 +62,16 @@ def _hermite() -> np.ndarray:
     return w[:, None] * basis
 
 
+def of_samples(values: np.ndarray) -> np.ndarray | None:
+    """Returns the marginal law of drawn values; None if all are equal."""
+    ordered = np.sort(values)
+    if ordered[0] == ordered[-1]:
+        return None
+    mass = np.cumsum(weights()) - 0.5 * weights()
+    grid = (np.arange(ordered.size) + 0.5) / ordered.size
+    return standardize(np.interp(mass, grid, ordered))
+
+
 def standardize(values: np.ndarray) -> np.ndarray | None:
     """Returns a marginal law from a function's values on the nodes; None if constant.
 

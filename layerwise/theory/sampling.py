@@ -154,13 +154,8 @@ class Sampler:
         for v in values:
             shape = self.ctx.shape(v)
             axes = data.roles(shape, self.ctx.batch)
-            pooled = np.sort(np.concatenate(entries[v]))
+            law = marginal.of_samples(np.concatenate(entries[v]))
             field = mix(fields[v], [1 / self.draws] * self.draws)
-            law = None
-            if pooled[0] != pooled[-1]:
-                mass = np.cumsum(marginal.weights()) - 0.5 * marginal.weights()
-                grid = (np.arange(pooled.size) + 0.5) / pooled.size
-                law = marginal.standardize(np.interp(mass, grid, pooled))
             channels = shape[axes.index("c")] if "c" in axes else 1
             found[v] = State(
                 axes,

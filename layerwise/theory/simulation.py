@@ -239,12 +239,8 @@ def _with_law(
 ) -> Field:
     """Returns the field with the law of an entry, and the spread of its square."""
     x = _by_position(draws, roles)
-    pooled = np.sort(x.ravel()[:: max(1, x.size // 65536)])
-    grid = (np.arange(pooled.size) + 0.5) / pooled.size
-    mass = np.cumsum(marginal.weights()) - 0.5 * marginal.weights()
-    field = field.replace(
-        shape=marginal.standardize(np.interp(mass, grid, pooled)),
-    )
+    some = x.ravel()[:: max(1, x.size // 65536)]
+    field = field.replace(shape=marginal.of_samples(some))
     squares = np.moveaxis(np.square(x).mean(axis=-1), -1, 0)
     squares = squares.reshape(-1, *field.sizes)  # (repeat and example, *positions)
     total = fluctuation.of_batch(squares, field.lags)

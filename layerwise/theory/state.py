@@ -220,6 +220,12 @@ class State:
         return dataclasses.replace(self, parts=parts, **changes)  # type: ignore[arg-type]
 
 
+def share_roots(states: Sequence[State]) -> bool:
+    """Whether any two values have a random root in common, and so may be dependent."""
+    roots = [s.roots for s in states]
+    return sum(map(len, roots)) > len(frozenset().union(*roots))
+
+
 def common(shares: Sequence[float], spreads: Sequence[Any]) -> np.ndarray:
     """Returns the spread of a sum whose terms rise and fall together."""
     roots = [

@@ -18,7 +18,7 @@ from layerwise.theory.attention import Block
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.rules.elementwise import worst
-from layerwise.theory.state import Field, Grade, State
+from layerwise.theory.state import Field, Grade, State, share_roots
 
 
 FORWARD, BACKWARD = 0.02, 0.1
@@ -84,8 +84,7 @@ def _given(block: Block, states: Sequence[State]) -> Sequence[State]:
         NoSoundRule: If they depend on each other.
     """
     given = states[: len(block.inputs)]
-    roots = [s.roots for s in given]
-    if sum(map(len, roots)) != len(frozenset().union(*roots)):
+    if share_roots(given):
         raise NoSoundRule("queries, keys or values that share weights")
     return given
 

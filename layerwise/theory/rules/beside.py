@@ -14,7 +14,7 @@ from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.rules.elementwise import add_fields, aligned, fit_parts, worst
 from layerwise.theory.rules.positions import map_axis
-from layerwise.theory.state import Field, State
+from layerwise.theory.state import Field, State, share_roots
 
 
 @rule("concatenate", family="shape")
@@ -96,7 +96,7 @@ def _positions(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
     axis = like.axes[: _axis(node)].count("s")
     if len({s.axes for s in states}) > 1 or len(set(node.inputs)) < len(states):
         raise NoSoundRule("operands whose axes have different roles")
-    if sum(len(s.roots) for s in states) > len(frozenset().union(*_roots(states))):
+    if share_roots(states):
         raise NoSoundRule("positions of one origin put side by side")
     known = dict(zip(node.inputs, states, strict=True))
     total: State | None = None
@@ -111,10 +111,6 @@ def _positions(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
         total = term
     assert total is not None
     return _joined(states, total.parts)
-
-
-def _roots(states: Sequence[State]) -> list[frozenset[int]]:
-    return [s.roots for s in states]
 
 
 def _beside(f: Field, g: Field) -> Field:

@@ -82,12 +82,10 @@ def _chosen(ctx: RuleContext, node: Node) -> tuple[int, np.ndarray, list[int]]:
     if equation.inputs[0] != node.inputs[0] or places is None or places.ndim != 2:
         raise NoSoundRule("a look-up in a signal")
     read = [a for a in dims.start_index_map if shape[a] != 1]
-    sizes = [1 if a in dims.collapsed_slice_dims else n for a, n in enumerate(shape)]
     if len(dims.start_index_map) != 1 or len(read) != 1 or dims.operand_batching_dims:
         raise NoSoundRule("a look-up in a signal over several axes")
-    if tuple(dims.collapsed_slice_dims) != (read[0],) or tuple(p["slice_sizes"]) != (
-        *sizes,
-    ):
+    whole = tuple(1 if a == read[0] else n for a, n in enumerate(shape))
+    if (dims.collapsed_slice_dims, p["slice_sizes"]) != ((read[0],), whole):
         raise NoSoundRule("a look-up in a signal of anything but whole slices")
     index = np.asarray(places)[:, 0].astype(int)
     if np.any((index < 0) | (index >= shape[read[0]])):
