@@ -48,10 +48,10 @@ test: $(STAMP)  ## the tests and doctests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## only the slow tests (pytest's 5 means: there is none)
-	$(BIN)/python -m pytest -m slow $(PARALLEL) $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	XLA_FLAGS= $(BIN)/python -m pytest -m slow $(PARALLEL) $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 test-all: $(STAMP)  ## every test
-	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
+	XLA_FLAGS= $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## ruff: format and rules
 	$(BIN)/ruff format --check .

@@ -10,6 +10,9 @@ import pytest
 
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Most of a short test is XLA compiling programs that run once. The slow tests compile
+# as users do: `make test-slow` sets the variable to nothing.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
 @pytest.fixture(autouse=True)

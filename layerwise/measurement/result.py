@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 STATISTICS = ("mean", "variance", "second_moment")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+SHOWN = 40
+"""Rows at either end of a table that is printed in part."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Measurement:
     """Moments of an ensemble of networks, site by site.
 
@@ -66,8 +70,8 @@ class Measurement:
     requested: int
     chunk: int
     batch_size: int
-    traced: TracedModel = dataclasses.field(repr=False)
-    inputs: tuple[Any, ...] = dataclasses.field(default=(), repr=False)
+    traced: TracedModel
+    inputs: tuple[Any, ...] = ()
     draw: Callable[[jax.Array], PyTree] | None = None
     untapped: tuple[str, ...] = ()
     weight_gradient: np.ndarray | None = None
@@ -186,6 +190,31 @@ class Measurement:
                 place = f"{side} at {site.path} ({site.kind})"
                 found.setdefault(int(self.draws[row]), place)
         return dict(sorted(found.items()))
+
+    def __str__(self) -> str:
+        """Second moments of every site, mean and standard error over networks."""
+        count = int(np.count_nonzero(self.ensemble))
+        lines = [f"{count} network{'s' * (count != 1)}, {self.law}."]
+        lines += [
+            f"Draw {n}: not finite, {where}." for n, where in self.nonfinite().items()
+        ][:3]
+        lines += [f"Not measured: {what}." for what in self.untapped]
+        heads = " ".join(f"{name:>11} {'s.e.':>8}" for name in ("E[x^2]", "E[dx^2]"))
+        lines.append(f"{'layer':>5} {'':9} {heads} path")
+        forward, backward = (self.summary(d) for d in ("forward", "backward"))
+        for i, site in enumerate(self.sites):
+            hidden = len(self.sites) - 2 * SHOWN
+            if hidden > 0 and i == SHOWN:
+                lines.append(f"  ... {hidden} more, in to_frame()")
+            if SHOWN <= i < len(self.sites) - SHOWN:
+                continue
+            numbers = " ".join(
+                f"{s.mean[i]:>11.4g} {s.sem[i]:>8.2g}" for s in (forward, backward)
+            )
+            lines.append(f"{site.layer:>5} {site.kind:9} {numbers} {site.path}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
 
     def to_frame(self) -> "pandas.DataFrame":
         """Returns one row per layer, site, direction, draw and statistic.

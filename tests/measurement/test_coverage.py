@@ -93,6 +93,11 @@ def test_a_while_is_measured_forward_and_says_that_it_is_not_backward(key):
     (note,) = got.untapped
     assert re.match(r"while at .*test_coverage.py:\d+ .*: no cotangent", note)
     assert not got.nonfinite()
+    first, said, _, *rows = str(got).splitlines()
+    assert first.startswith("1 network, ")
+    assert said == f"Not measured: {note}."
+    assert [line.split()[-1] for line in rows] == [s.path for s in got.sites]
+    assert "nan" in rows[0]
 
 
 def test_a_layer_behind_a_custom_derivative_is_listed(key):
