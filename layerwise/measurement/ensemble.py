@@ -287,26 +287,32 @@ class Program:
     def _many(
         self, numbers: jax.Array, count: jax.Array, frames: Any, *data: Any
     ) -> dict[str, jax.Array]:
-        together = self.together
-
-        def some(i: jax.Array) -> dict[str, jax.Array]:
-            own = jax.lax.dynamic_slice_in_dim(numbers, i * together, together)
-            one = lambda number: self._one(number, frames, *data)
-            return jax.vmap(one)(own) if together > 1 else _lead(one(own[0]))
+        some = jax.jit(self._some)  # traced once: for its shapes, and in the loop
 
         def step(i: jax.Array, out: dict[str, jax.Array]) -> dict[str, jax.Array]:
             update = functools.partial(
-                jax.lax.dynamic_update_slice_in_dim, start_index=i * together, axis=0
+                jax.lax.dynamic_update_slice_in_dim,
+                start_index=i * self.together,
+                axis=0,
             )
-            return jax.tree.map(update, out, some(i))
+            return jax.tree.map(update, out, some(i, numbers, frames, *data))
 
-        shapes = jax.eval_shape(some, jax.ShapeDtypeStruct((), jnp.int32))
+        shapes = jax.eval_shape(some, np.int32(0), numbers, frames, *data)
         empty = {
             k: jnp.zeros((self._length, *v.shape[1:]), v.dtype)
             for k, v in shapes.items()
         }
         # The number of steps is an argument: a shorter last call is the same program.
-        return jax.lax.fori_loop(0, -(-count // together), step, empty)
+        steps = -(-count // self.together)
+        return jax.lax.fori_loop(np.int32(0), steps, step, empty)
+
+    def _some(
+        self, i: jax.Array, numbers: jax.Array, frames: Any, *data: Any
+    ) -> dict[str, jax.Array]:
+        """Measures the networks that are computed together in step `i`."""
+        own = jax.lax.dynamic_slice_in_dim(numbers, i * self.together, self.together)
+        one = lambda number: self._one(number, frames, *data)
+        return jax.vmap(one)(own) if self.together > 1 else _lead(one(own[0]))
 
     def _one(
         self,

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from layerwise.errors import InvalidArgumentError, message
+from layerwise.measurement.ensemble import compile_once
+from layerwise.measurement.fast_cpu import faster_draw
 from layerwise.random import normal_leaves
 from layerwise.tracing.model import ModelFunction, leaf_name
 from layerwise.types import PyTree
@@ -95,7 +97,7 @@ def _named(
         params = model.params if params is None else params
     elif redraw == "auto" and model.init is not None:
         init = _from_init(model, inputs)
-        odd = unlike_init(jax.jit(init.draw)(jax.random.key(0)), params)
+        odd = unlike_init(_one(init.draw), params)
         if odd is None:
             return init
         return Redraw(
@@ -116,6 +118,13 @@ def _from_init(model: ModelFunction, inputs: Sequence[Any]) -> Redraw:
     init = model.init
     assert init is not None
     return Redraw(lambda key: init(key, *inputs), "drawn by the model's own init")
+
+
+def _one(draw: Callable[[jax.Array], PyTree]) -> PyTree:
+    """Draws one network, the way that takes least time with what is compiled for it."""
+    key = jax.random.key(0)
+    program = jax.jit(faster_draw(draw, True)).lower(key)
+    return compile_once(program)(key)
 
 
 def _is_constant(leaf: Any) -> bool:
