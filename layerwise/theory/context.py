@@ -15,7 +15,7 @@ from layerwise.theory.law import ENOUGH, Law
 from layerwise.theory.state import State
 from layerwise.theory.weights import Pattern
 from layerwise.tracing import TracedModel, primitives
-from layerwise.tracing.graph import Equation, evaluate, needed_for
+from layerwise.tracing.graph import Equation, evaluate
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,6 +139,22 @@ class RuleContext:
         return self._sample(atom, 1)[0]
 
     @functools.cached_property
+    def _level(self) -> Callable[[str], float | None]:
+        """Leaf name -> the one value of all its entries, if it is fixed and has one."""
+
+        @functools.cache
+        def level(name: str) -> float | None:
+            leaf = self.law.leaves.get(name)
+            if leaf is None or leaf.value is None or leaf.value.size == 0:
+                return None
+            first = leaf.value.flat[0]
+            if not np.issubdtype(leaf.value.dtype, np.number):
+                return None
+            return float(first) if np.all(leaf.value == first) else None
+
+        return level
+
+    @functools.cached_property
     def _weights(self) -> Callable[[int], WeightMoments]:
         return functools.cache(self._weight_of)
 
@@ -156,7 +172,7 @@ class RuleContext:
 
     def is_random(self, atom: Any) -> bool:
         """Whether a value that no weight has touched is made of random bits."""
-        made_by = needed_for(self.traced.graph.equations, (atom,))
+        made_by = self._makers(atom) if isinstance(atom, int) else ()
         return any(e.name.startswith(("random_", "threefry")) for e in made_by)
 
     def leaf(self, atom: Any) -> str | None:
@@ -169,10 +185,27 @@ class RuleContext:
             at = equation.values_in[0] if equation.values_in else -1
         return self._leaf_of.get(at)
 
+    def _makers(self, value: int) -> tuple[Equation, ...]:
+        """Returns the equations that a value depends on, in order."""
+        found: dict[int, Equation] = {}
+        stack = [value]
+        while stack:
+            equation = self._producers.get(stack.pop())
+            if equation is not None and equation.outputs[0] not in found:
+                found[equation.outputs[0]] = equation
+                stack.extend(equation.values_in)
+        return tuple(found[k] for k in sorted(found))
+
     def _weight_of(self, value: int) -> WeightMoments:
-        leaf = self.law.leaves.get(self.leaf(value) or "")
+        name = self.leaf(value) or ""
+        leaf = self.law.leaves.get(name)
         if leaf is not None and leaf.value is None and leaf.drawn is None:
             return WeightMoments(leaf.second, leaf.mean, None)
+        real = jnp.issubdtype(self.traced.graph.avals[value].dtype, jnp.floating)
+        level = self._level(name) if real else None
+        if level is not None:  # whatever its rearrangement: nothing to evaluate
+            array = np.broadcast_to(np.float64(level), self.shape(value))
+            return WeightMoments(level**2, 0.0, array)
         leaves = self.traced.flow.leaves_of(value)
         if all(self.law.leaves[n].value is not None for n in leaves):
             array = np.asarray(self._sample(value, 1)[0], np.float64)
@@ -189,7 +222,7 @@ class RuleContext:
     def _sample(self, value: int, draws: int) -> np.ndarray:
         """Evaluates a parameter-made value on `draws` draws of its leaves."""
         graph = self.traced.graph
-        kept = needed_for(graph.equations, (value,))
+        kept = self._makers(value)
         needed = {value}.union(*(e.values_in for e in kept))
         read = [v for v in self._leaf_of if v in needed]
         part = dataclasses.replace(

@@ -31,7 +31,7 @@ import numpy as np
 from layerwise.theory import lags as lagging, marginal
 from layerwise.theory.registry import NoSoundRule
 from layerwise.theory.response import NO_RESPONSE, Response
-from layerwise.theory.state import Field, State, common
+from layerwise.theory.state import Field, State, common, inverse
 
 
 def excess(field: Field) -> float:
@@ -72,7 +72,7 @@ def beyond_channels(total: np.ndarray, state: State) -> np.ndarray:
         total: ``(*lags,)``: relative covariance of means of squares over channels.
         state: Whose channels they are.
     """
-    noise = channel_noise(state) * _by_lag(state.average())[0]
+    noise = channel_noise(state) * state.average().correlations[0]
     return np.asarray(np.maximum((total - noise) / (1.0 + noise), 0.0))
 
 
@@ -100,7 +100,7 @@ def contracted(
     field = state.average()
     noise = 0.0
     if not fixed:
-        squared = _by_lag(field)[0]
+        squared = field.correlations[0]
         noise = (1.0 + _at_zero(before, field)) * channel_noise(state) * squared
     out = before + noise
     for a, (tap, step) in enumerate(zip(taps, steps, strict=True)):
@@ -129,7 +129,7 @@ def pulled_through(
     if response.is_zero:
         return NO_RESPONSE, 0.0
     field = state.average()
-    squared, size, _ = _by_lag(field)
+    squared, size, _ = field.correlations
     spread = field.spreads
     own = _at_zero(spread, field)
     relative = spread / own if own > 0 else squared
@@ -141,7 +141,7 @@ def pulled_through(
             alike = np.zeros_like(alike)
             alike[tuple(v.index(0) for v in field.lags)] = 1.0
     else:
-        known = _by_lag(cotangent)[2]
+        known = cotangent.correlations[2]
         for v in (response.bend, response.curl):
             if np.ndim(v) and np.shape(v) != np.shape(known):
                 raise NoSoundRule("a response that is held at the lags of another map")
@@ -164,22 +164,24 @@ def _seen(
 ) -> np.ndarray:
     """Returns what is given by lags of the result by lags of what is contracted."""
     for a, step in enumerate(steps):
-        at = [between(cotangent.lags[a], v / step) for v in field.lags[a]]
-        values = np.moveaxis(np.tensordot(values, np.array(at), (a, 1)), -1, a)
+        at = _interpolation(cotangent.lags[a], field.lags[a], 1.0 / step)
+        values = np.moveaxis(np.tensordot(values, at, (a, 1)), -1, a)
     return values
 
 
 def _raw(field: Field) -> tuple[np.ndarray, np.ndarray]:
     """Mean raw correlation of a pair, ``(*lags,)``, and that at twice the lag."""
-    root = np.sqrt(field.second)
-    pair = root * lagging.shifted(root, field.lags)
-    live = pair > 0
-    rho = np.where(live, field.table[0] / np.where(live, pair, 1.0), 0.0)
-    over = tuple(range(-field.rank, 0)) if field.rank else ()
-    raw = np.sum(rho, axis=over) / np.maximum(live.sum(axis=over), 1)
+    if not np.any(field.mean):
+        raw = field.correlations[2]
+    else:
+        live = lagging.pairs_of(field.second > 0, field.lags)
+        pair = lagging.pairs_of(inverse(np.sqrt(field.second)), field.lags)
+        over = tuple(range(-field.rank, 0)) if field.rank else ()
+        raw = np.sum(field.table[0] * pair, axis=over)
+        raw = raw / np.maximum(live.sum(axis=over), 1)
     double = raw
     for a, lags in enumerate(field.lags):
-        at = np.array([between(lags, 2.0 * v) for v in lags])
+        at = _interpolation(lags, lags, 2.0)
         double = np.moveaxis(np.tensordot(double, at, (a, 1)), -1, a)
     return np.asarray(raw), np.asarray(double)
 
@@ -205,7 +207,7 @@ def mapped(
     moved = np.moveaxis(values, axis, -1)
     size_in, size = matrix.shape[1], matrix.shape[0]
     every = range(-(size_in - 1), size_in)
-    known = moved @ np.array([between(lags, float(v)) for v in every]).T
+    known = moved @ _interpolation(lags, tuple(every), 1.0).T
     p = np.arange(size_in)
     pairs = known[..., p[None, :] - p[:, None] + size_in - 1]
     pairs = weights @ pairs @ weights.T
@@ -264,6 +266,14 @@ def _tap_matrix(
     return out
 
 
+@functools.cache
+def _interpolation(
+    old: tuple[int, ...], new: tuple[int, ...], step: float
+) -> np.ndarray:
+    """``(new lag, old lag)``: weights of the old at `step` times each new one."""
+    return np.array([between(old, step * v) for v in new])
+
+
 def between(lags: tuple[int, ...], at: float) -> np.ndarray:
     """Weights of the held lags that interpolate one; beyond them the last."""
     out = np.zeros(len(lags))
@@ -274,18 +284,3 @@ def between(lags: tuple[int, ...], at: float) -> np.ndarray:
     weight = (at - lags[j - 1]) / (lags[j] - lags[j - 1])
     out[j - 1], out[j] = 1 - weight, weight
     return out
-
-
-def _by_lag(field: Field) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean square, size and value of a pair's correlation, each ``(*lags,)``."""
-    covariance, sd = marginal.centred(field)
-    pair = sd * lagging.shifted(sd, field.lags)
-    live = pair > 0
-    rho = np.where(live, covariance[0] / np.where(live, pair, 1.0), 0.0)
-    rho = np.clip(rho, -1.0, 1.0)
-    over = tuple(range(-field.rank, 0)) if field.rank else ()
-    count = np.maximum(live.sum(axis=over), 1)
-    square, size, value = (
-        np.asarray(np.sum(v, axis=over) / count) for v in (rho**2, np.abs(rho), rho)
-    )
-    return square, size, value

@@ -151,26 +151,62 @@ def from_pairs(
 
 
 def shifted(
-    values: np.ndarray | np.floating, lags: Sequence[tuple[int, ...]]
+    values: np.ndarray | np.generic, lags: Sequence[tuple[int, ...]]
 ) -> np.ndarray:
     """Returns ``(*lags, *positions)``: the value at ``p + l``, 0 outside of the map."""
-    rank = len(lags)
-    out = np.asarray(values)  # NumPy makes scalars of arrays without axes
-    for axis, held in enumerate(lags):
-        size = values.shape[axis]
-        where = axis + axis  # lag axes already in front, then the positions
-        p = np.arange(size)
-        parts = []
-        for lag in held:
-            index = np.clip(p + lag, 0, size - 1)
-            ones = [1] * out.ndim
-            ones[where] = size
-            parts.append(
-                np.take(out, index, axis=where) * _valid(size, lag).reshape(ones)
-            )
-        out = np.stack(parts, axis=axis)
-    assert out.ndim == 2 * rank
+    array = np.asarray(values)  # NumPy makes scalars of arrays without axes
+    if array.size < _FEW:
+        flat = np.append(array.ravel(), array.dtype.type(0))
+        index = _partners(tuple(lags), array.shape)
+        return np.asarray(flat.take(index, mode="clip"))
+    margins, windows = _windows(tuple(lags), array.shape)
+    padded = np.pad(array, margins)
+    out = np.empty((*map(len, lags), *array.shape), array.dtype)
+    for which, window in windows:
+        out[which] = padded[window]
     return out
+
+
+@functools.lru_cache(maxsize=64)
+def _windows(
+    lags: tuple[tuple[int, ...], ...], sizes: tuple[int, ...]
+) -> tuple[list[tuple[int, int]], list[tuple[tuple[int, ...], tuple[slice, ...]]]]:
+    """Returns how wide to pad, and where p + l is found, for every lag."""
+    margins = [(-min(*held, 0), max(*held, 0)) for held in lags]
+    windows = []
+    for which in itertools.product(*(range(len(v)) for v in lags)):
+        starts = [m[0] + v[i] for m, v, i in zip(margins, lags, which, strict=True)]
+        ends = zip(starts, sizes, strict=True)
+        windows.append((which, tuple(slice(a, a + n) for a, n in ends)))
+    return margins, windows
+
+
+def pairs_of(
+    values: np.ndarray | np.generic, lags: Sequence[tuple[int, ...]]
+) -> np.ndarray:
+    """Returns ``(*lags, *positions)``: the values at p and at p + l multiplied."""
+    out = shifted(values, lags)
+    return np.asarray(np.multiply(out, values, out=out if out.ndim else None))
+
+
+_FEW = 512
+"""Positions below which one look-up in a table is faster than a copy for each lag."""
+
+
+@functools.lru_cache(maxsize=64)
+def _partners(lags: tuple[tuple[int, ...], ...], sizes: tuple[int, ...]) -> np.ndarray:
+    """``(*lags, *positions)``: number of the position p + l; outside, their count."""
+    count, rank = math.prod(sizes), len(sizes)
+    out, there = np.zeros((1,) * (2 * rank), np.int64), np.ones((1,) * (2 * rank), bool)
+    for axis, (held, size) in enumerate(zip(lags, sizes, strict=True)):
+        shape = [1] * (2 * rank)
+        shape[axis], shape[rank + axis] = len(held), size
+        at = (np.array(held)[:, None] + np.arange(size)).reshape(shape)
+        out = out * size + at
+        there = there & (at >= 0) & (at < size)
+    index = np.where(there, out, count).astype(np.intp)
+    index.flags.writeable = False
+    return index
 
 
 _GRAM = 2**22
@@ -205,7 +241,14 @@ def products(x: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
 
 def inside(lags: Sequence[tuple[int, ...]], sizes: Sequence[int]) -> np.ndarray:
     """Returns ``(*lags, *positions)``: whether both positions lie in the map."""
-    return np.asarray(shifted(np.ones(tuple(sizes)), lags) > 0)
+    return _inside(tuple(lags), tuple(sizes))
+
+
+@functools.lru_cache(maxsize=64)
+def _inside(lags: tuple[tuple[int, ...], ...], sizes: tuple[int, ...]) -> np.ndarray:
+    found = np.asarray(shifted(np.ones(sizes, bool), lags))
+    found.flags.writeable = False
+    return found
 
 
 def row_sums(

@@ -115,6 +115,11 @@ def of_init(init: Callable[..., PyTree], inputs: Sequence[Any]) -> Law:
     seen: dict[Hashable, jax.Array] = {}
     leaves = {}
     for (path, aval), atom in zip(flat, graph.outputs, strict=True):
+        one = _iteration(graph, atom)
+        stacked = None if one is None else _stacked(*one, aval, seen)
+        if stacked is not None:
+            leaves[leaf_name(path)] = stacked
+            continue
         equations = _slice(graph, atom)
         signature = (tuple(aval.shape), str(aval.dtype), _signature(graph, equations))
         if signature not in known:
@@ -136,6 +141,59 @@ def _slice(graph: Graph, atom: Atom) -> list[Equation]:
         if equation.name != "random_bits":
             stack.extend(equation.values_in)
     return [found[k] for k in sorted(found)]
+
+
+def _iteration(graph: Graph, atom: Atom) -> tuple[Graph, Atom] | None:
+    """Returns one iteration's part of a leaf that a loop has stacked.
+
+    None where it is no such leaf, or where iterations share their random bits.
+    """
+    found = None
+    while isinstance(atom, int):
+        equation = graph.producers().get(atom)
+        if equation is None or equation.name != "scan":
+            break
+        consts, carries = _jax.scan_counts(equation.eqn)
+        (body,) = equation.bodies
+        at = equation.outputs.index(atom)
+        if at < carries:
+            return None
+        graph, atom = body, body.outputs[at]
+        kept = needed_for(graph.equations, (atom,))
+        read = {atom}.union(*(e.values_in for e in kept)) & set(graph.inputs)
+        if not read <= set(graph.inputs[consts + carries :]):
+            return None
+        found = graph, atom
+    return found
+
+
+def _stacked(
+    graph: Graph, atom: Atom, aval: Any, seen: dict[Hashable, jax.Array]
+) -> Leaf | None:
+    """Returns the law of a leaf whose rows are drawn alike, each from its own bits."""
+    equations = _slice(graph, atom)
+    bits = [e for e in equations if e.name == "random_bits"]
+    if isinstance(atom, int) and len(bits) == 1:
+        values = _over_bits(graph, atom, equations, seen)
+        return None if values is None else _integrated(values)
+    made = {v for e in equations for v in e.outputs}
+    if not {v for e in equations for v in e.values_in} <= made | set(graph.constants):
+        return None
+    if isinstance(atom, int) and atom not in made | set(graph.constants):
+        return None
+    part = dataclasses.replace(
+        graph, inputs=(), equations=tuple(equations), outputs=(atom,)
+    )
+    row = np.asarray(evaluate(part, [])[0])
+    second = float(np.mean(np.square(row, dtype=np.float64))) if row.size else 0.0
+    return Leaf(second, 0.0, np.broadcast_to(row, aval.shape))
+
+
+def _integrated(values: np.ndarray, drawn: np.ndarray | None = None) -> Leaf:
+    """Returns the law of a leaf that is random, by values that it takes."""
+    mean, second = float(values.mean()), float(np.mean(np.square(values)))
+    sem = np.sqrt(second / values.size)
+    return Leaf(second, mean if abs(mean) > 6 * sem else 0.0, None, drawn)
 
 
 def _signature(graph: Graph, equations: Sequence[Equation]) -> str:
@@ -177,10 +235,7 @@ def _leaf(
         count = int(np.clip(ENOUGH // max(size, 1), 4, 256))
         run = jax.jit(lambda k: jax.lax.map(lambda one: evaluate(part, [one])[0], k))
         values = np.asarray(run(jax.random.split(key, count)), np.float64)
-    mean, second = float(values.mean()), float(np.mean(np.square(values)))
-    sem = np.sqrt(second / values.size)
-    kept = values.astype(np.float32) if drawn else None
-    return Leaf(second, mean if abs(mean) > 6 * sem else 0.0, None, kept)
+    return _integrated(values, values.astype(np.float32) if drawn else None)
 
 
 _POINTS = 2**16

@@ -13,7 +13,6 @@ so that single positions are right and pairs err by less than that remainder.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,13 +20,13 @@ from numpy.polynomial import hermite_e
 from scipy.special import gammaln, ndtr, ndtri
 
 from layerwise.moments import dual
+from layerwise.moments.activations import Numeric, two_slopes
 from layerwise.theory import lags as lagging
 from layerwise.theory.response import Response, log_normal
-from layerwise.theory.state import Field
+from layerwise.theory.state import Field, inverse
 
 
 ORDER = 24
-Numeric = Callable[[np.ndarray], np.ndarray]
 
 
 @functools.cache
@@ -129,25 +128,10 @@ def convolve(
     return standardize(np.interp(ndtr(z), mids, sums))
 
 
-@functools.lru_cache(maxsize=512)
-def two_slopes(phi: Numeric) -> tuple[float, float] | None:
-    """Returns (up, down) if phi has one slope above zero and one below it."""
-    x = np.array([1e-3, 0.5, 1.0, 3.0, 40.0])
-    up, down = phi(x) / x, phi(-x) / -x
-    if not (np.all(np.isfinite(up)) and np.all(np.isfinite(down))):
-        return None
-    scale = max(np.abs(up).max(), np.abs(down).max())
-    if np.ptp(up) <= 1e-6 * scale and np.ptp(down) <= 1e-6 * scale:
-        return float(up[2]), float(down[2])
-    return None
-
-
 def latent_correlation(field: Field) -> np.ndarray:
     """Returns ``(class, *lags, *positions)``: correlation of the z of each pair."""
     covariance, sd = centred(field)
-    pair = sd * lagging.shifted(sd, field.lags)
-    rho = np.zeros(covariance.shape)
-    np.divide(covariance, pair, out=rho, where=np.broadcast_to(pair > 0, rho.shape))
+    rho = covariance * lagging.pairs_of(inverse(sd), field.lags)
     np.clip(rho, -1.0, 1.0, out=rho)
     if field.shape is None:
         return rho
@@ -222,12 +206,23 @@ class Pointwise:
         with np.errstate(over="ignore", under="ignore"):
             self.unit = float(np.exp(0.5 * field.log_scale))
         self.var = np.maximum(field.second - field.mean**2, 0.0)
-        key = np.stack([field.mean, np.sqrt(self.var)]).reshape(2, -1)
+
+    @functools.cached_property
+    def _distinct(self) -> tuple[np.ndarray, np.ndarray]:
+        key = np.stack([self.field.mean, np.sqrt(self.var)]).reshape(2, -1)
         top = np.abs(key).max(initial=0.0) or 1.0
-        rounded, self.back = np.unique(
-            np.round(key / top, 12), axis=1, return_inverse=True
-        )
-        self.sites = rounded * top * self.unit  # (2, distinct)
+        rounded, back = np.unique(np.round(key / top, 12), axis=1, return_inverse=True)
+        return rounded * top * self.unit, back
+
+    @property
+    def sites(self) -> np.ndarray:
+        """``(2, distinct)``: mean and standard deviation, each pair of them once."""
+        return self._distinct[0]
+
+    @property
+    def back(self) -> np.ndarray:
+        """Number of each position's pair among `sites`."""
+        return self._distinct[1]
 
     @functools.cached_property
     def rho(self) -> np.ndarray:
@@ -296,7 +291,7 @@ class Pointwise:
         if slopes is not None and centred and any(slopes):
             up, down = slopes
             sd = np.sqrt(self.var)
-            pair = sd * lagging.shifted(sd, f.lags)
+            pair = lagging.pairs_of(sd, f.lags)
             table = pair * dual.two_slope_dual(up, down, 1.0, 1.0, self.rho)
             mean = 0.5 * (up - down) * np.sqrt(2 / np.pi) * sd
             shape = standardize(np.where(g > 0, up, down) * g)
@@ -340,7 +335,7 @@ class Pointwise:
         with np.errstate(divide="ignore", invalid="ignore"):
             gain = np.where(second > 0, full / np.where(second > 0, second, 1.0), 1.0)
         root = np.sqrt(gain)
-        table = table * root * lagging.shifted(root, self.field.lags)
+        table *= lagging.pairs_of(root, self.field.lags)
         totals = each.reshape(len(factors), -1).mean(axis=1)
         top = float(chances @ totals)
         if not top > 0:
@@ -375,12 +370,15 @@ class Pointwise:
             if not np.all(sd > 0):
                 table = self._at_zero(table, sd > 0, slopes, slope)
             if joint:
-                pair = sd * lagging.shifted(sd, f.lags)
+                pair = lagging.pairs_of(sd, f.lags)
                 together = pair * dual.two_slope_dual(*slopes, 1.0, 1.0, self.rho)
                 together *= np.exp(np.clip(f.log_scale, -700, 700))
         else:
             root = np.sqrt(1.0 if given is None else given)
-            _, table, _, self.shift = self.averaged(slope, root)
+            if slopes is None:
+                _, table, _, self.shift = self.averaged(slope, root)
+            else:  # one factor on all of a network does not change the slopes
+                _, _, table = self.pairs(self.values(slope) * root)
             alone = 1.0
             if given is not None:
                 alone = _power_sum(root @ _hermite(), self.rho, start=0)
@@ -450,6 +448,8 @@ class Pointwise:
 
     def _typical_rho(self) -> np.ndarray:
         """``(*lags,)``: mean latent correlation of a pair of one example."""
+        if self.field.shape is None:
+            return self.field.correlations[2]
         inside = lagging.inside(self.field.lags, self.field.sizes)
         over = tuple(range(-self.field.rank, 0)) if self.field.rank else ()
         count = np.maximum(inside.sum(axis=over), 1)

@@ -5,24 +5,62 @@ operands are those of the layer before up to their scale. There its result is th
 the layer before at the new scale, and nothing is computed. The change that is let go
 is below `TOTAL` over all of the equal layers together (each may differ by its share),
 so that logarithms of second moments are right to about 1e-3 at any depth.
+
+Correlations between positions settle as a power of the depth, slowly. Where no second
+moment of a result depends on them, it is enough that `LEFT` of their size is left to
+change, judged by how fast the change falls off; that is stated as their error.
 """
 
 import dataclasses
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from layerwise.moments.activations import cached_float64
-from layerwise.theory import marginal
+from layerwise.moments.activations import cached_float64, two_slopes
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.state import Field, State
 from layerwise.tracing import primitives
 
 
 TOTAL = 1e-3
+LEFT = 0.005
 FEWEST = 64
 """Equal nodes below which nothing is looked for."""
+
+
+class _Match(NamedTuple):
+    """How moments compare with others that are equal to them but for their scale.
+
+    Attributes:
+        shift: Logarithm of the ratio of the scales.
+        change: Largest difference of a pair, as a share of the second moment.
+    """
+
+    shift: float
+    change: float
+
+
+class _Compared(dict[Hashable, tuple[tuple[np.ndarray, ...], _Match | None]]):
+    """The latest comparisons of large tables: in settled layers they are the same."""
+
+    def match(self, f: Field, g: Field, share: float) -> _Match | None:
+        """Returns how the tables and means of two fields compare."""
+        arrays = (f.table, g.table, f.mean, g.mean)
+        key = id(f.table), id(g.table), share
+        if key in self:
+            held, match = self[key]
+            if all(x is y for x, y in zip(held, arrays, strict=True)):
+                return match and match._replace(
+                    shift=match.shift + f.log_scale - g.log_scale
+                )
+        match = _compare(f, g, share)
+        if f.table.size > 4096:
+            while len(self) >= 16:
+                del self[next(iter(self))]
+            self[key] = arrays, match
+        return match and match._replace(shift=match.shift + f.log_scale - g.log_scale)
 
 
 class Repeats:
@@ -39,19 +77,21 @@ class Repeats:
         self.kinds = {n.output: self._kind(n) for n in nodes}
         self.counts = Counter(k for k in self.kinds.values() if k is not None)
         self.known: dict[Hashable, tuple[Sequence[State], tuple[State, ...]]] = {}
+        self.compared = _Compared()
+        self.changes: dict[Hashable, tuple[float, bool]] = {}
 
     def forward(self, node: Node, states: Sequence[State]) -> State | None:
         """Returns the result on states that are those of an equal node, if known."""
         found = self._recall(node, "forward", states)
         if found is None:
             return None
-        shifts, before, (result,) = found
+        shifts, before, (result,), left = found
         share = self._share(node)
         if max(shifts) - min(shifts) > share:
             return None
         if not _homogeneous(node):
             return result if abs(shifts[0]) <= share else None
-        return _advanced(result, shifts[0], states[0], before[0])
+        return _advanced(result, shifts[0], states[0], before[0], left)
 
     def backward(
         self, node: Node, states: Sequence[State], flags: Hashable, cotangent: State
@@ -60,10 +100,10 @@ class Repeats:
         found = self._recall(node, flags, (*states, cotangent))
         if found is None:
             return None
-        (*shifts, by), before, results = found
+        (*shifts, by), before, results, left = found
         if not _homogeneous(node) and max(map(abs, shifts)) > self._share(node):
             return None
-        return tuple(_advanced(s, by, cotangent, before[-1]) for s in results)
+        return tuple(_advanced(s, by, cotangent, before[-1], left) for s in results)
 
     def remember(
         self,
@@ -83,22 +123,49 @@ class Repeats:
 
     def _recall(
         self, node: Node, flags: Hashable, operands: Sequence[State]
-    ) -> tuple[list[float], Sequence[State], tuple[State, ...]] | None:
+    ) -> tuple[list[float], Sequence[State], tuple[State, ...], float] | None:
+        """Returns (shifts, operands held, their results, what is left of pairs)."""
         kind = self.kinds[node.output]
         held = self.known.get((kind, flags)) if kind is not None else None
         if held is None:
             return None
         before, results = held
-        shifts = []
+        shifts, change, share = [], 0.0, self._share(node)
         # Fluctuations over networks grow with depth; nothing here depends on them.
         fields = [f for s in operands for _, f in s.parts]
         steady = _homogeneous(node) and all(f.response.is_zero for f in fields)
         for now, then in zip(operands, before, strict=True):
-            shift = _shift(now, then, self._share(node), steady)
-            if shift is None:
+            match = _shift(now, then, share, steady, self.compared)
+            if match is None:
                 return None
-            shifts.append(shift)
-        return shifts, before, results
+            shifts.append(match.shift)
+            change = max(change, match.change)
+        if change <= share:
+            return shifts, before, results, 0.0
+        settled = self._has_settled((kind, flags), change)
+        if not (settled and steady and self._keeps_pairs_apart(node)):
+            return None
+        return shifts, before, results, LEFT
+
+    def _has_settled(self, key: Hashable, change: float) -> bool:
+        """Whether pairs have little left to change, by the last change and this one."""
+        last, settled = self.changes.get(key, (0.0, False))
+        if change != last:
+            # A power of the depth falls off as a geometric series does, ever slower:
+            # what is left is at most twice that series' (for the second power).
+            known = 0.0 < change < last
+            left = 2.0 * change / (1.0 - change / last) if known else np.inf
+            settled = left <= LEFT
+            self.changes[key] = change, settled
+        return settled
+
+    def _keeps_pairs_apart(self, node: Node) -> bool:
+        """Whether no second moment of the result depends on a pair of the operands."""
+        if node.name in primitives.WEIGHT_OPERATIONS:
+            flow = self.ctx.traced.flow
+            weights = [a for a in node.equations[0].inputs if not flow.is_signal(a)]
+            return all(self.ctx.weight(a).draws is None for a in weights)
+        return node.name in ("pointwise", "add", "sub")
 
     def _kind(self, node: Node) -> Hashable | None:
         """Returns what makes two nodes equal but for their operands' moments."""
@@ -136,7 +203,7 @@ class Repeats:
         return self.texts[id(eqn)]
 
 
-def _advanced(state: State, by: float, now: State, then: State) -> State:
+def _advanced(state: State, by: float, now: State, then: State, left: float) -> State:
     """Returns a result at another scale; errors and fluctuations add up as before."""
     wider = now.parts[0][1].own_spread - then.parts[0][1].own_spread
 
@@ -147,33 +214,37 @@ def _advanced(state: State, by: float, now: State, then: State) -> State:
     return state.map(
         advance,
         tolerance=state.tolerance + now.tolerance - then.tolerance,
-        pair_tolerance=state.pair_tolerance + now.pair_tolerance - then.pair_tolerance,
+        pair_tolerance=state.pair_tolerance
+        + max(now.pair_tolerance - then.pair_tolerance, left),
     )
 
 
 def _homogeneous(node: Node) -> bool:
     """Whether a factor on the operands is a factor on the result."""
     if node.name == "pointwise":
-        return marginal.two_slopes(cached_float64(node.data)[0]) is not None
+        return two_slopes(cached_float64(node.data)[0]) is not None
     linear = primitives.WEIGHT_OPERATIONS | {"reduce_window_max", "reduce_window_sum"}
     return node.name in linear or (
         node.name in ("add", "sub") and len(node.inputs) == 2
     )
 
 
-def _shift(now: State, then: State, share: float, steady: bool) -> float | None:
-    """Returns log(scale now / scale then) if the two are equal but for it."""
+def _shift(
+    now: State, then: State, share: float, steady: bool, compared: _Compared
+) -> _Match | None:
+    """Returns how two values compare, if they are equal but for scale and pairs."""
     if len(now.parts) != len(then.parts) or not _alike(now, then, _OWN_STATE):
         return None
-    shifts = []
+    found = []
     for (n, f), (m, g) in zip(now.parts, then.parts, strict=True):
-        shift = _field_shift(f, g, share, steady) if n == m else None
-        if shift is None:
+        match = _field_shift(f, g, share, steady, compared) if n == m else None
+        if match is None:
             return None
-        shifts.append(shift)
+        found.append(match)
+    shifts = [m.shift for m in found]
     if max(shifts) - min(shifts) > share:
         return None
-    return shifts[0]
+    return _Match(shifts[0], max(m.change for m in found))
 
 
 _OWN_STATE = ("parts", "roots", "terms", "tolerance", "pair_tolerance")
@@ -203,7 +274,9 @@ def _alike(a: State | Field, b: State | Field, but: Sequence[str]) -> bool:
     return True
 
 
-def _field_shift(f: Field, g: Field, share: float, steady: bool) -> float | None:
+def _field_shift(
+    f: Field, g: Field, share: float, steady: bool, compared: _Compared
+) -> _Match | None:
     if not _alike(f, g, (*_OWN_FIELD, "spread") if steady else _OWN_FIELD):
         return None
     if f.response is not g.response and not (f.response.is_zero and g.response.is_zero):
@@ -214,15 +287,21 @@ def _field_shift(f: Field, g: Field, share: float, steady: bool) -> float | None
         if x is None or y is None or not np.abs(x - y).max() <= share * 10:
             return None
     if f.table is g.table and f.mean is g.mean:
-        return f.log_scale - g.log_scale
+        return _Match(f.log_scale - g.log_scale, 0.0)
     if f.table.shape != g.table.shape:
         return None
+    return compared.match(f, g, share)
+
+
+def _compare(f: Field, g: Field, share: float) -> _Match | None:
+    """Returns how tables and means compare, scales left out."""
     top_f, top_g = float(np.max(f.second)), float(np.max(g.second))
     if not (top_f > 0 and top_g > 0):
         return None
     ratio = top_f / top_g
-    if np.abs(f.table - ratio * g.table).max() > share * top_f:
+    if np.abs(f.second - ratio * g.second).max() > share * top_f:
         return None
     if np.abs(f.mean - np.sqrt(ratio) * g.mean).max() > share * np.sqrt(top_f):
         return None
-    return f.log_scale - g.log_scale + float(np.log(ratio))
+    change = float(np.abs(f.table - ratio * g.table).max()) / top_f
+    return _Match(float(np.log(ratio)), change)

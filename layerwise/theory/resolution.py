@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from layerwise.moments.activations import cached_float64
-from layerwise.theory import lags as lagging, marginal, registry
+from layerwise.moments.activations import cached_float64, two_slopes
+from layerwise.theory import lags as lagging, registry
 from layerwise.theory.context import Node, RuleContext
 
 
@@ -32,7 +32,7 @@ def is_curved(node: Node) -> bool:
     """Whether a node is a scalar function that is not homogeneous, as ReLU is."""
     if node.name != "pointwise":
         return False
-    return marginal.two_slopes(cached_float64(node.data)[0]) is None
+    return two_slopes(cached_float64(node.data)[0]) is None
 
 
 def held_lags(

@@ -32,7 +32,7 @@ class Response:
     @property
     def is_zero(self) -> bool:
         """Whether there is none."""
-        return not any(np.any(v) for v in self._values())
+        return self is NO_RESPONSE or not any(np.any(v) for v in self._values())
 
     def _values(self) -> tuple[Any, ...]:
         return self.power, self.alignment, self.unit, self.bend, self.curl

@@ -9,6 +9,7 @@ and over its channels, with the scale kept apart as a logarithm so that values d
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -107,8 +108,28 @@ class Field:
         """The spread of single positions."""
         return float(self.spreads[tuple(v.index(0) for v in self.lags)])
 
+    @functools.cached_property
+    def correlations(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean square, size and value of a pair's correlation, each ``(*lags,)``."""
+        sd = np.sqrt(np.maximum(self.second - np.square(self.mean), 0.0))
+        covariance = self.table[0]
+        if np.any(self.mean):
+            covariance = covariance - lagging.pairs_of(self.mean, self.lags)
+        rho = covariance * lagging.pairs_of(inverse(sd), self.lags)
+        rho = np.clip(rho, -1.0, 1.0).reshape(*map(len, self.lags), -1)
+        live = lagging.inside(self.lags, self.sizes)
+        if not np.all(sd > 0):
+            live = lagging.pairs_of(sd > 0, self.lags)
+        count = np.maximum(live.reshape(rho.shape).sum(axis=-1), 1)
+        square, value = np.einsum("...p,...p->...", rho, rho), rho.sum(axis=-1)
+        size = np.abs(rho, out=rho).sum(axis=-1)
+        square, size, value = (np.asarray(v / count) for v in (square, size, value))
+        return square, size, value
+
     def single(self) -> "Field":
         """Returns the field with single positions only, pairs forgotten."""
+        if all(len(v) == 1 for v in self.lags):
+            return self
         at = tuple(slice(v.index(0), v.index(0) + 1) for v in self.lags)
 
         def cut(x: np.ndarray | None) -> np.ndarray | None:
@@ -218,6 +239,12 @@ class State:
         assert callable(function)
         parts = tuple((n, function(f)) for n, f in self.parts)
         return dataclasses.replace(self, parts=parts, **changes)  # type: ignore[arg-type]
+
+
+def inverse(values: np.ndarray | np.floating) -> np.ndarray:
+    """Returns 1 / values, and 0 for 0."""
+    whole = np.asarray(values)
+    return np.divide(1.0, whole, out=np.zeros(whole.shape), where=whole > 0)
 
 
 def share_roots(states: Sequence[State]) -> bool:

@@ -7,7 +7,7 @@ import pytest
 
 import layerwise as lw
 from helpers import assert_mean_close
-from layerwise.theory import repeats
+from layerwise.theory import law as laws, repeats
 from layerwise.theory.state import Grade
 
 
@@ -186,6 +186,22 @@ def test_equal_layers_are_computed_once_and_right_to_a_part_in_a_thousand(monkey
     monkeypatch.setattr(repeats, "FEWEST", 10**9)
     slow = lw.predict(deep, p, IMAGES)
     np.testing.assert_allclose(curves(fast), curves(slow), atol=2e-3)
+
+
+def stacked(key, keys_differ):
+    def row(carry, k):
+        own = k if keys_differ else key
+        return carry, 0.3 * jax.random.normal(own, (4, 4))
+
+    return {"w": jax.lax.scan(row, 0, jax.random.split(key, 50))[1]}
+
+
+@pytest.mark.parametrize("keys_differ", [True, False])
+def test_what_a_scan_stacks_is_integrated_unless_its_rows_are_copies(keys_differ):
+    law = laws.of_init(lambda key: stacked(key, keys_differ), ())
+    leaf = law.leaves["w"]
+    assert (leaf.drawn is None) == keys_differ
+    assert leaf.second == pytest.approx(0.09, rel=0.1)
 
 
 @pytest.mark.parametrize("gain", [2e-2, pytest.param(2e2, marks=pytest.mark.slow)])

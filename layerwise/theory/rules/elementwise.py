@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from layerwise.moments.activations import Numeric, cached_float64
+from layerwise.moments.activations import Numeric, cached_float64, two_slopes
 from layerwise.theory import data, lags as lagging, marginal, profile as profiles
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
@@ -48,7 +48,7 @@ class Pointwise:
         """
         (state,) = states
         phi, slope = cached_float64(node.data)
-        slopes = marginal.two_slopes(phi)
+        slopes = two_slopes(phi)
         linear = slopes is not None and slopes[0] == slopes[1]
         symmetric = all(f.symmetric for _, f in state.parts)
         exact = linear or (slopes is not None and symmetric)
@@ -88,7 +88,7 @@ class Pointwise:
         phi, slope = cached_float64(node.data)
         if any(np.any(f.second == 0) for _, f in states[0].parts):
             slope = _with_zero(slope, _slope_at_zero(ctx, node))
-        slopes = marginal.two_slopes(phi)
+        slopes = two_slopes(phi)
         linear = slopes is not None and slopes[0] == slopes[1]
         unclear = max(_unclear(ct, slopes) for _, ct in cotangent.parts)
         if not linear and unclear > UNCLEAR:
