@@ -1,7 +1,11 @@
 """Do the schemes keep what they promise? Measured, layer by layer.
 
-    python -m benchmarks.initializers            # the table of docs/initializers.md
-    python -m benchmarks.initializers --quick    # narrow networks, about two minutes
+    python -m benchmarks.initializers --quick     # narrow networks, about two minutes
+    python -m benchmarks.initializers --markdown  # into the pages of docs/, row by row
+    python -m benchmarks.initializers --markdown --missing --only GELU  # go on
+
+With ``--markdown`` the pages are what remembers: a row that is measured takes the place
+of its predecessor as soon as it is there, and ``--missing`` measures the others only.
 
 For each network and scheme, networks are drawn and run forward and backward on photo
 crops. "off target" is the largest |log(mean q / target)| over all weight operations, in
@@ -12,8 +16,8 @@ smallest mean second moment over all layers, forward and backward.
 
 import argparse
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -29,6 +33,9 @@ from layerwise.tracing.blocks import blocks, residual_blocks
 
 SCHEMES = ("asv_forward", "kernel_forward", "kernel_backward", "balanced", "lsuv")
 FORWARD = ("asv_forward", "kernel_forward", "lsuv")
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, CHOICE = DOCS / "initializers.md", DOCS / "choose_initializer.md"
 
 
 class Vgg(nn.Module):
@@ -98,21 +105,19 @@ class Row(NamedTuple):
     off_error: float
     forward_spread: float
     backward_spread: float
-    seconds: float
+    draws: int
 
 
 def measure(
     network: str, model: nn.Module, scheme: str, inputs: np.ndarray, draws: int
 ) -> Row | None:
     """Returns the row, or None where the scheme does not know such a network."""
-    start = time.perf_counter()
     # Normal draws for all: an orthogonal one of F34 costs more than measuring it.
     distribution = "normal" if scheme == "lsuv" else None
     try:
         law = lw.scheme_law(model, inputs, scheme, distribution=distribution)
     except lw.errors.UnsupportedModelError:
         return None
-    seconds = time.perf_counter() - start
     measured = lw.measure(model, None, inputs, draws=draws, redraw=law)
     q, r = measured.curve("forward"), measured.curve("backward")
     target = np.zeros(q.shape[1] - 1)
@@ -130,7 +135,7 @@ def measure(
         100 * float(error),
         float(mean.max() / mean.min()),
         float(back.max() / back.min()),
-        seconds,
+        len(q),
     )
 
 
@@ -142,20 +147,62 @@ def log_targets(traced: TracedModel) -> np.ndarray:
     return np.array([share if y.path in ends else 0.0 for y in traced.layers])
 
 
-def table(rows: Sequence[Row]) -> str:
+HEAD = (
+    "| network | scheme | off target, % | s.e. | spread of q | spread of r | draws |\n"
+    "|---|---|---|---|---|---|---|"
+)
+
+
+def table(rows: Iterable[Row]) -> str:
     """Returns the rows as Markdown."""
-    lines = [
-        "| network | scheme | off target, % | s.e. | spread of q | spread of r "
-        "| seconds |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = [HEAD]
     for r in rows:
         off = f"{r.off:.1f} | {r.off_error:.1f}" if r.scheme in FORWARD else " | "
         lines.append(
             f"| {r.network} | `{r.scheme}` | {off} | {r.forward_spread:.3g} "
-            f"| {r.backward_spread:.3g} | {r.seconds:.1f} |"
+            f"| {r.backward_spread:.3g} | {r.draws} |"
         )
     return "\n".join(lines)
+
+
+def read(text: str) -> list[Row]:
+    """Returns the rows of a table that `table` wrote."""
+    rows = []
+    for line in text.splitlines():
+        cells = [c.strip() for c in line.split("|")[1:-1]]
+        if len(cells) == len(Row._fields) and cells[1].startswith("`"):
+            numbers = [float(c) if c else math.nan for c in cells[2:6]]
+            rows.append(Row(cells[0], cells[1].strip("`"), *numbers, int(cells[6])))
+    return rows
+
+
+def between(text: str, name: str, new: str | None = None) -> str:
+    """Returns what stands between a page's marks; with `new`, the page with that."""
+    begin, end = f"<!-- {name}: begin -->\n", f"\n<!-- {name}: end -->"
+    start = text.index(begin) + len(begin)
+    stop = text.index(end, start - 1)
+    return text[start:stop] if new is None else text[:start] + new + text[stop:]
+
+
+def write(row: Row) -> None:
+    """Puts a row into the pages, in the place of what they had for it."""
+    page = PAGE.read_text()
+    rows = {(r.network, r.scheme): r for r in [*read(between(page, "measured")), row]}
+    order = [(n, s) for n in networks(False) for s in SCHEMES]
+    kept = [rows[key] for key in order if key in rows]
+    lines = "\n".join(f"* {line}" for line in balance(kept).splitlines())
+    PAGE.write_text(between(page, "measured", f"{table(kept)}\n\n{lines}"))
+    spreads = [
+        "| network | scheme | forward | backward |",
+        "|---|---|---|---|",
+        *(
+            f"| {r.network} | `{r.scheme}` | {r.forward_spread:.3g} "
+            f"| {r.backward_spread:.3g} |"
+            for r in kept
+        ),
+    ]
+    chosen = CHOICE.read_text()
+    CHOICE.write_text(between(chosen, "measured", "\n".join(spreads)))
 
 
 def balance(rows: Sequence[Row]) -> str:
@@ -176,24 +223,32 @@ def balance(rows: Sequence[Row]) -> str:
 
 
 def main(report: Callable[[str], None] = print) -> None:
-    """Runs the benchmark and prints the table."""
+    """Runs the benchmark and prints the table, or writes it into the pages."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--draws", type=int, default=40)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--only", default="", help="part of a network's name")
     parser.add_argument("--schemes", nargs="+", default=SCHEMES, choices=SCHEMES)
+    parser.add_argument("--markdown", action="store_true", help="write the pages")
+    parser.add_argument("--missing", action="store_true", help="keep rows they have")
     args = parser.parse_args()
+    if args.quick and args.markdown:
+        parser.error("the pages are of the full networks")
     inputs = photo_crops(args.batch, 64)
+    known = read(between(PAGE.read_text(), "measured")) if args.missing else []
+    have = {(r.network, r.scheme) for r in known}
     rows = []
     for name, model in networks(args.quick).items():
-        if args.only not in name:
-            continue
         for scheme in args.schemes:
+            if args.only not in name or (name, scheme) in have:
+                continue
             row = measure(name, model, scheme, inputs, args.draws)
             if row is not None:
                 rows.append(row)
                 report(table([row]).splitlines()[-1])
+                if args.markdown:
+                    write(row)
     report("")
     report(table(rows))
     report(balance(rows))

@@ -1,7 +1,8 @@
 """Random draws for many arrays at once.
 
 One generator call for all of them compiles ten times faster than one call each, and a
-compiler is where most of a first measurement's time goes.
+compiler is where most of a first measurement's time goes. Outside of a trace what the
+call made is cut up by NumPy, and nothing else is compiled.
 """
 
 import math
@@ -11,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from layerwise import _jax
 
 
 _LARGEST = 2**28  # entries per generator call: 1 GiB of float32
@@ -71,10 +74,12 @@ def normal_leaves(
             group.append(names.pop(0))
             total += likes[group[-1]].size
         unit = SAMPLERS[distribution](jax.random.fold_in(key, call), (total,))
+        drawn: Any = unit if _jax.is_tracer(unit) else np.asarray(unit)
         ends = np.cumsum([likes[n].size for n in group])
         for name, end in zip(group, ends, strict=True):
             like = likes[name]
-            part = unit[end - like.size : end].reshape(like.shape)
-            out[name] = (part * stddev[name]).astype(like.dtype)
+            part = drawn[end - like.size : end].reshape(like.shape)
+            scaled = part * np.asarray(stddev[name], np.float32)
+            out[name] = jnp.asarray(scaled.astype(like.dtype))
         call += 1
     return out

@@ -6,6 +6,8 @@ about and the model's own init decides.
 """
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,15 +63,24 @@ def _check_options(scheme: registry.Scheme, given: Mapping[str, Any]) -> None:
                     f"{name}={value!r} with scheme={scheme.name!r}.",
                     f"This scheme takes {', '.join(scheme.options) or 'no options'}; "
                     f"{name} belongs to {', '.join(takers) or 'none'}.",
-                    f"Leave {name} out, or pass cap=3.0 with an asv scheme, as its "
-                    "authors do.",
+                    f"Leave {name} out"
+                    + (f", or use scheme={takers[0]!r}." if takers else "."),
                 )
             )
-        if name in ("cap", "gain") and not value > 0:
+        if name == "loss":
+            if not callable(value):
+                raise InvalidArgumentError(
+                    message(
+                        f"loss={value!r} with scheme={scheme.name!r}.",
+                        "It is called with what the model returns.",
+                        "Pass a function from the output to a scalar, or none.",
+                    )
+                )
+        elif not (isinstance(value, numbers.Real) and 0 < value < math.inf):
             raise InvalidArgumentError(
                 message(
                     f"{name}={value!r} with scheme={scheme.name!r}.",
-                    "It multiplies a standard deviation.",
+                    "It is a positive number: a scale, a variance or a count.",
                     f"Pass a positive {name}, or none.",
                 )
             )
@@ -136,4 +147,4 @@ def initialize(
         kwargs=kwargs,
         **options,
     )
-    return law.place(jax.jit(law)(key))
+    return law.place(law(key))

@@ -66,7 +66,7 @@ class Law:
         for name, value in self.constants.items():
             leaves[name] = jnp.full(likes[name].shape, value, likes[name].dtype)
         drawn = jax.tree.unflatten(tree, [leaves[name] for name in likes])
-        return drawn if self._adjust is None else self._adjust(drawn)
+        return drawn if self._adjust is None else jax.jit(self._adjust)(drawn)
 
     def place(self, params: PyTree) -> PyTree:
         """Returns parameters on the devices on which the model holds its own.
@@ -99,17 +99,21 @@ class Law:
             if weight.lookup:
                 unit = SAMPLERS["normal"](own, like.shape)
             else:
-                unit = structured(own, like.shape, weight, self.distribution)
+                unit = structured(own, like.shape, weight.nameless, self.distribution)
             out[name] = (unit * stddev).astype(like.dtype)
         return out
 
     def _own(self, key: jax.Array) -> dict[str, jax.Array]:
-        if self._model.init is not None:
-            tree = self._model.init(key, *self._inputs)
-        else:
-            tree = self._model.params
-        flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {leaf_name(p): x for p, x in flat}
+        """Returns what the model's own init decides; the rest is not compiled."""
+        init = self._model.init
+
+        def others(key: jax.Array) -> dict[str, jax.Array]:
+            tree = self._model.params if init is None else init(key, *self._inputs)
+            flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+            named = {leaf_name(p): x for p, x in flat}
+            return {n: x for n, x in named.items() if n in self.others}
+
+        return others(key) if init is None else jax.jit(others)(key)
 
 
 def make(scheme: Scheme, problem: Problem, answer: Assignment, default: str) -> Law:

@@ -2,6 +2,7 @@ r"""Orthogonal weights, dense and convolutional, and those that begin as the ide
 
 A matrix with orthonormal rows or columns keeps lengths exactly, not only on average:
 with one on every layer of a deep linear network all singular values of the whole are 1.
+A convolution of several groups is one such matrix for each of them.
 A convolution does so if its centre tap is such a matrix and all others are zero
 (*delta-orthogonal*); zero padding then loses nothing either.
 
@@ -10,6 +11,7 @@ References:
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -111,13 +113,23 @@ def semi_orthogonal(
     n_in, n_out, stacked = (
         math.prod(shape[a] for a in axes) for axes in (ins, outs, batched)
     )
-    draw = jax.nn.initializers.orthogonal(math.sqrt(max(n_in, n_out)))
-    keys = jax.random.split(key, stacked)
-    kernel = jax.vmap(lambda k: draw(k, (n_in, n_out), jnp.float32))(keys)
+    tall = (max(n_in, n_out), min(n_in, n_out))
+    kernel = jax.random.normal(key, (stacked, *tall), jnp.float32)
+    kernel = jax.lax.map(_orthonormal, kernel) * math.sqrt(tall[0])
+    if n_in < n_out:
+        kernel = jnp.swapaxes(kernel, 1, 2)
     kernel = kernel.reshape([shape[a] for a in order])
     return jnp.transpose(kernel, tuple(np.argsort(order).tolist()))
 
 
+@jax.custom_batching.sequential_vmap  # a batched QR does not return on few cores
+def _orthonormal(normal: jax.Array) -> jax.Array:
+    """Returns the columns of a tall matrix made orthonormal, uniformly distributed."""
+    q, r = jnp.linalg.qr(normal)
+    return q * jnp.where(jnp.diagonal(r) < 0.0, -1.0, 1.0)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def structured(
     key: jax.Array, shape: Sequence[int], weight: Weight, kind: str
 ) -> jax.Array:
@@ -132,13 +144,17 @@ def structured(
     extra = len(shape) - len(weight.shape)
     if extra < 0 or not weight.direct:
         weight = dataclasses.replace(
-            weight, outs=(len(shape) - 1,), batched=(), spatial=()
+            weight, outs=(len(shape) - 1,), batched=(), spatial=(), groups=1
         )
         extra = 0
     outs, spatial, batched = (
         tuple(a + extra for a in axes)
         for axes in (weight.outs, weight.spatial, weight.batched)
     )
+    if weight.groups > 1:
+        apart = _apart(weight)
+        cut = (*shape[:extra], *apart.shape)
+        return structured(key, cut, apart, kind).reshape(shape)
     lead = (*range(extra), *batched)
     if kind == "orthogonal":
         return semi_orthogonal(key, shape, outs, lead)
@@ -161,11 +177,25 @@ def structured(
     return jnp.transpose(kernel, tuple(np.argsort(order).tolist()))
 
 
+def _apart(weight: Weight) -> Weight:
+    """Returns a grouped convolution's weight, its groups an axis of their own."""
+    (out,) = weight.outs
+    each = weight.shape[out] // weight.groups
+    return dataclasses.replace(
+        weight,
+        shape=(*weight.shape[:out], weight.groups, each, *weight.shape[out + 1 :]),
+        outs=(out + 1,),
+        batched=(out,),
+        spatial=tuple(a + (a > out) for a in weight.spatial),
+        groups=1,
+    )
+
+
 def _solve(kind: str, problem: Problem) -> Assignment:
     gain = float(problem.options.get("gain") or 1.0)
     found: dict[str, float] = {}
     for w in weights(problem.traced):
-        n_out = math.prod(w.shape[a] for a in w.outs)
+        n_out = math.prod(w.shape[a] for a in w.outs) // w.groups
         taps = math.prod(w.shape[a] for a in w.spatial)
         n_in = w.fan_in / taps
         if kind != "orthogonal":
@@ -183,14 +213,6 @@ def _solve(kind: str, problem: Problem) -> Assignment:
 
 
 def _check(kind: str, w: Weight, n_in: float, n_out: int) -> None:
-    if w.grouped:
-        raise UnsupportedModelError(
-            message(
-                f"{w.path} is a convolution of several groups.",
-                f"{kind} is defined by one matrix at the centre tap.",
-                "Use scheme='orthogonal', or 'kernel_forward'.",
-            )
-        )
     if kind == "delta_orthogonal" and w.spatial and n_in > n_out:
         raise UnsupportedModelError(
             message(

@@ -39,7 +39,7 @@ from layerwise.initializers.registry import Assignment, Problem, Scheme, registe
 from layerwise.initializers.variance_scaling import RULES
 from layerwise.initializers.weights import Weight, weights
 from layerwise.moments.gain import gain
-from layerwise.tracing import Layer, TracedModel, dataflow, primitives
+from layerwise.tracing import Layer, Loop, TracedModel, dataflow, primitives
 from layerwise.tracing.blocks import Block, Branch, blocks, residual_blocks
 from layerwise.tracing.graph import Equation
 from layerwise.tracing.model import leaf_name
@@ -233,9 +233,9 @@ def activation_before(
 
     A bias before the activation, and pooling behind it, are left out.
     """
-    graph, flow = traced.graph, traced.flow
-    if layer not in traced.layers:  # in a loop: of another graph
-        return jax.nn.relu
+    part = _part_of(traced, layer)
+    assert part is not None
+    graph, flow = part.graph, part.flow
     root, producers = layer.operand_root, graph.producers()
     found: dict[int, Equation] = {}
     stack = [layer.operand]
@@ -258,6 +258,14 @@ def activation_before(
         if phi is not None:
             return phi
     return None
+
+
+def _part_of(part: TracedModel | Loop, layer: Layer) -> TracedModel | Loop | None:
+    """Returns the model, or the loop of it, whose graph a layer is in."""
+    if layer in part.layers:
+        return part
+    inner = (_part_of(loop, layer) for loop in part.loops)
+    return next((p for p in inner if p is not None), None)
 
 
 def _windows(count: int) -> Iterator[tuple[int, int]]:

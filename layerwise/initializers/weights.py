@@ -24,7 +24,7 @@ class Weight:
         outs: Axes of `shape` that are outputs.
         batched: Axes along which the operation is repeated (groups of a dot).
         spatial: Axes of a convolution's taps.
-        grouped: Whether it is a convolution of more than one group.
+        groups: Groups of a convolution: its output axis holds theirs one by one.
         direct: Whether the weight is the leaf itself (or a slice of a stacked one).
         linear: Whether scaling the leaf scales the weight: it is a rearrangement of it.
         lookup: Whether rows are read rather than multiplied.
@@ -38,10 +38,15 @@ class Weight:
     outs: tuple[int, ...]
     batched: tuple[int, ...] = ()
     spatial: tuple[int, ...] = ()
-    grouped: bool = False
+    groups: int = 1
     direct: bool = True
     linear: bool = True
     lookup: bool = False
+
+    @property
+    def nameless(self) -> "Weight":
+        """The same without names: equal for all operations of one geometry."""
+        return dataclasses.replace(self, path="", leaf=None)
 
 
 def weights(traced: TracedModel) -> tuple[Weight, ...]:
@@ -101,7 +106,7 @@ def _of_layer(
         outs,
         batched,
         spatial,
-        groups > 1,
+        groups,
         direct,
         linear,
     )

@@ -13,6 +13,9 @@ from layerwise.types import Activation
 Numeric = Callable[[np.ndarray], np.ndarray]
 
 
+_SHORTEST = 2**10
+
+
 def _identity(x: jax.Array) -> jax.Array:
     return x
 
@@ -31,12 +34,11 @@ def in_float64(phi: Activation | None) -> tuple[Numeric, Numeric]:
 
     def evaluate(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x = np.asarray(x, np.float64)
-        # Of few lengths: each is a program of its own to be compiled.
-        padded = np.zeros(max(1024, 1 << (x.size - 1).bit_length()))
-        padded[: x.size] = x.ravel()
-        with _jax.x64():
-            value, slope = (np.asarray(y)[: x.size] for y in both(padded))
-        return value.reshape(x.shape), slope.reshape(x.shape)
+        size = max(_SHORTEST, 1 << (x.size - 1).bit_length()) if x.size else 0
+        with _jax.x64():  # filled up: one program for many shapes
+            made = both(np.pad(x.ravel(), (0, size - x.size), "edge"))
+            value, slope = (np.asarray(v)[: x.size].reshape(x.shape) for v in made)
+        return value, slope
 
     return lambda x: evaluate(x)[0], lambda x: evaluate(x)[1]
 

@@ -27,7 +27,12 @@ from layerwise.moments.quadrature import Expectation, expectation
 from layerwise.types import Activation
 
 
-PRESERVES = ("second_moment", "variance", "gradient")
+_NAMES = {
+    "second_moment": "second moment",
+    "variance": "variance",
+    "gradient": "derivative's second moment",
+}
+PRESERVES = tuple(_NAMES)
 
 
 class Gain(float):
@@ -96,14 +101,21 @@ def gain(phi: Activation, preserve: str = "second_moment", *, q: float = 1.0) ->
     if not (math.isfinite(kept.value) and kept.value > 0.0):
         raise InvalidArgumentError(
             message(
-                f"The activation has E = {kept.value:.3g} where a gain to preserve its "
-                f"{preserve.replace('_', ' ')} divides by it, at q = {q:g}.",
+                f"The {_NAMES[preserve]} of the activation is {_said(kept.value)} at "
+                f"q = {q:g}.",
                 "No finite scale of the weights makes up for that.",
-                "Pass an activation that is not constant and does not overflow.",
+                "Pass an activation that is not constant, has no pole and does not "
+                "overflow.",
             )
         )
     value = kept.value**-0.5
     return Gain(value, 0.5 * value * kept.error / kept.value)
+
+
+def _said(value: float) -> str:
+    if math.isnan(value):
+        return "not a number"
+    return "infinite" if math.isinf(value) else f"{value:.3g}"
 
 
 def _kept(f: Numeric, slope: Numeric, preserve: str, q: float) -> Expectation:
@@ -115,10 +127,14 @@ def _kept(f: Numeric, slope: Numeric, preserve: str, q: float) -> Expectation:
         return Expectation(second - (preserve == "variance") * mean**2, 0.0)
     root = math.sqrt(q)
     if preserve == "gradient":
-        return expectation(lambda z: np.square(slope(root * z)))
-    second = expectation(lambda z: np.square(f(root * z)))
+        with np.errstate(over="ignore"):
+            return expectation(lambda z: np.square(slope(root * z)))
+    with np.errstate(over="ignore"):
+        second = expectation(lambda z: np.square(f(root * z)))
     if preserve == "second_moment":
         return Expectation(second.value / q, second.error / q)
+    if not math.isfinite(second.value):
+        return second
     mean = expectation(lambda z: f(root * z))
     variance = second.value - mean.value**2
     error = second.error + 2.0 * abs(mean.value) * mean.error

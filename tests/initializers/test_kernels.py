@@ -105,6 +105,21 @@ def test_gain_says_what_is_wrong():
         lw.gain(lambda x: 0.0 * x)
     with pytest.raises(InvalidArgumentError, match="q = -1"):
         lw.gain(jnp.tanh, q=-1.0)
+    for phi in (lambda x: 1.0 / x, jnp.tan, lambda x: jnp.exp(x * x)):
+        with pytest.raises(InvalidArgumentError, match="infinite"):
+            lw.gain(phi)
+    with pytest.raises(InvalidArgumentError, match="infinite"):
+        lw.gain(lambda x: jnp.sqrt(jnp.abs(x)), "gradient")  # E[1/x]: of a logarithm
+
+
+def test_gain_at_a_pole_is_within_its_error():
+    """E|z|^a = 2^(a/2) Gamma((1 + a)/2) / sqrt(pi), for a > -1."""
+    for power in (-0.2, -0.3, -0.4):
+        got = lw.gain(lambda x, power=power: jnp.abs(x) ** power)
+        a = 2 * power
+        second = 2 ** (a / 2) * math.gamma((1 + a) / 2) / math.sqrt(math.pi)
+        assert abs(got - second**-0.5) <= got.error
+        assert got.error < 0.05 * got
 
 
 class Operations(nn.Module):
@@ -152,8 +167,25 @@ def test_whole_model_kernels_are_orthogonal_along_the_operation(key):
     params = lw.initialize(Operations(), inputs, key, "orthogonal")["params"]
     general = np.asarray(params["general"]["kernel"], np.float64).reshape(16 * 16, 24)
     np.testing.assert_allclose(general.T @ general, np.eye(24), atol=1e-5)
-    grouped = np.asarray(params["grouped"]["kernel"], np.float64).reshape(36, 32)
-    np.testing.assert_allclose(grouped.T @ grouped, np.eye(32), atol=1e-5)
+    grouped = np.asarray(params["grouped"]["kernel"], np.float64).reshape(36, 4, 8)
+    for group in np.moveaxis(grouped, 1, 0):
+        np.testing.assert_allclose(group.T @ group, np.eye(8), atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["orthogonal", "delta_orthogonal", "identity"])
+def test_each_group_of_a_convolution_keeps_lengths(scheme, key):
+    """Depthwise: one input for each output, and no length that depends on how many."""
+    net = nn.Conv(40, (3, 3), feature_group_count=20, padding="VALID")
+    x = jax.random.normal(key, (2, 3, 3, 20))
+    kernel = lw.initialize(net, x, key, scheme)["params"]["kernel"]
+    taps = np.asarray(kernel, np.float64).reshape(9, 20, 2)
+    for group in np.moveaxis(taps, 1, 0):
+        if scheme == "orthogonal":
+            np.testing.assert_allclose(group.T @ group, np.eye(2), atol=1e-5)
+        else:  # one tap of one input: its two weights have length 1, or are 1
+            length = 1.0 if scheme == "delta_orthogonal" else 2.0
+            assert np.sum(group[4] ** 2) == pytest.approx(length, rel=1e-5)
+            assert np.sum(group**2) == pytest.approx(length, rel=1e-5)
 
 
 def test_delta_orthogonal_on_a_model_and_where_it_cannot_be(key):
@@ -167,8 +199,9 @@ def test_delta_orthogonal_on_a_model_and_where_it_cannot_be(key):
     narrow = nn.Sequential([nn.Conv(8, (3, 3)), nn.Conv(4, (3, 3))])
     with pytest.raises(UnsupportedModelError, match="at least as many outputs"):
         lw.initialize(narrow, x, key, "delta_orthogonal")
-    with pytest.raises(UnsupportedModelError, match="several groups"):
-        lw.initialize(nn.Conv(8, (3, 3), feature_group_count=2), x, key, "identity")
+    grouped = nn.Conv(2, (3, 3), feature_group_count=2)
+    with pytest.raises(UnsupportedModelError, match="at least as many outputs"):
+        lw.initialize(grouped, x, key, "delta_orthogonal")
 
 
 def test_unsuited_options_say_so(key):

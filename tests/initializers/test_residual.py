@@ -93,6 +93,26 @@ def test_nf_keeps_the_variance_it_says(key):
     assert float(jnp.var(branch, axis=0).mean()) == pytest.approx(alpha**2, rel=0.15)
 
 
+def test_nf_reads_the_activation_inside_a_loop():
+    class Step(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return x + nn.Dense(16)(nn.gelu(x)), None
+
+    class Scanned(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            how: Any = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+            return nn.scan(Step, length=3, **how)()(nn.Dense(16, name="stem")(x), None)[
+                0
+            ]
+
+    law = lw.scheme_law(Scanned(), jnp.ones((2, 8)), "nf", alpha=0.5)
+    (inner,) = (v for path, v in law.variances.items() if path != "stem")
+    gamma = float(lw.gain(nn.gelu, "variance")) ** 2
+    assert inner == pytest.approx(0.5**2 * gamma / 16, rel=1e-5)
+
+
 def test_a_model_without_blocks_says_so():
     with pytest.raises(UnsupportedModelError, match="no sum with a shortcut"):
         lw.scheme_law(nn.Dense(3), X, "taki")

@@ -70,6 +70,19 @@ def test_the_key_decides(scheme, key):
     assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.parametrize("scheme", ["kaiming_fan_in", "orthogonal"])
+def test_what_initialize_returns_is_what_the_law_says_under_jit(scheme, key):
+    got = lw.initialize(Boxed(), X, key, scheme)
+    law = lw.scheme_law(Boxed(), X, scheme)
+    for a, b in zip(
+        jax.tree.leaves(got), jax.tree.leaves(jax.jit(law)(key)), strict=True
+    ):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(
+            np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=1e-5, atol=1e-6
+        )
+
+
 class Two(nnx.Module):
     def __init__(self, rngs):
         self.one = nnx.Linear(8, 16, rngs=rngs)

@@ -46,6 +46,18 @@ def test_infinity_is_not_hidden():
     assert not np.isfinite(expectation(lambda z: np.full_like(z, np.inf)).value)
 
 
+def test_a_pole_is_closed_in_on_or_found_infinite():
+    """E[|z - 1|^-a]: finite for a < 1 wherever the pole is, and infinite from there."""
+    for power in (1.0, 1.5, 2.0, 4.0):
+        assert expectation(lambda z, p=power: np.abs(z) ** -p).value == math.inf
+        for at in (1.2, -0.3217, 4.04):
+            got = expectation(lambda z, p=power, a=at: np.abs(z - a) ** -p)
+            assert got.value == math.inf
+    exact = 2**-0.25 * math.gamma(0.25) / math.sqrt(math.pi)
+    got = expectation(lambda z: np.abs(z) ** -0.5)
+    assert abs(got.value - exact) <= got.error < 1e-4
+
+
 def test_noise_in_the_integrand_ends_the_refinement():
     """Panels that no halving can settle are given up, and their gaps are the error."""
     got = expectation(lambda z: 1.0 + 1e-9 * np.sin(1e12 * z))
