@@ -70,7 +70,9 @@ def draw(
     reports: Mapping[str, VarianceReport], axes: tuple[Axes, Axes] | None = None
 ) -> Panels:
     """Draws reports over each other: see `layerwise.plot_comparison`."""
-    panels = new_panels() if axes is None else Panels(*axes)
+    if axes is None:
+        axes = new_panels()
+    panels = axes if isinstance(axes, Panels) else Panels(*axes)
     for ax, direction in zip(panels, _LABELS, strict=True):
         draw_one(reports, ax, direction)
     _legend(panels, reports)

@@ -141,7 +141,8 @@ def _same(evidence: Evidence) -> Iterator[Finding]:
         layer = evidence.layer(number)
         c = layer.connections
         units = c.fan_out // math.prod(a.taps for a in c.axes)
-        if units < 2 or any(np.ptp(leaves[n]) for n in layer.weight_leaves):
+        own = [leaves[n] for n in layer.weight_leaves if n in leaves]
+        if units < 2 or not own or any(np.ptp(x) for x in own):
             continue
         yield Finding(
             "symmetric_units",
@@ -149,7 +150,7 @@ def _same(evidence: Evidence) -> Iterator[Finding]:
             "",
             number,
             evidence.runs[number - 1].path,
-            {"weight": Estimate(float(leaves[layer.weight_leaves[0]].flat[0]))},
+            {"weight": Estimate(float(own[0].flat[0]))},
             f"all of its weights are equal, so that {units} units compute the same, "
             "have the same gradients, and never learn to differ.",
             scale_fix(),
