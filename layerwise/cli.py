@@ -11,6 +11,7 @@ could not be carried out.
 """
 
 import argparse
+import dataclasses
 import os
 import sys
 import traceback
@@ -30,6 +31,13 @@ HEALTHY, UNHEALTHY, FAILED = 0, 1, 2
 METHODS = ("kernel", "sitewise", "recursion")
 COMPARED = ("lecun", "glorot", "kaiming_fan_in", "asv_forward", "kernel_forward")
 
+_FILES = {
+    "html": "the interactive page",
+    "json": "table and verdict as JSON",
+    "markdown": "table and verdict as Markdown",
+    "csv": "the tidy table",
+    "figure": "the curves (.png, .pdf, .svg)",
+}
 _MODEL = "package.module:Name or file.py:Name, a Flax class, instance or factory"
 _INPUT = (
     "[dtype:]shape[:vocab=N], batch first: 8,224,224,3 is standard normal, "
@@ -37,14 +45,28 @@ _INPUT = (
 )
 
 
+_EXAMPLES = """\
+examples:
+  layerwise report my_package.models:ResNet --input 8,224,224,3 --html report.html
+  layerwise report my_file.py:Tagger --args '{"width": 128}' --input int:8,64:vocab=1000
+  layerwise compare zoo:f34 --args '{"width": 8}' --figure schemes.png
+  layerwise demo
+
+layerwise COMMAND --help says what a command takes. Exit status: 0 where the verdict is
+healthy, 1 where it is not, 2 where the command could not be carried out.
+"""
+
+
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
     top = argparse_flags.ArgumentParser(
         prog="layerwise",
         description="Per-layer variance of JAX/Flax networks at initialization.",
-        epilog="layerwise COMMAND --help says what a command takes.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("--version", action="version", version=lw.__version__)
+    version = f"layerwise {lw.__version__}"
+    top.add_argument("--version", action="version", version=version)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[[Any], int], about: str) -> Any:
@@ -57,8 +79,11 @@ def parser() -> argparse.ArgumentParser:
     report = command("report", _report, "Measures a model and says whether it is well.")
     _takes_model(report)
     _takes_draws(report)
-    report.add_argument("--scheme", help=f"draw under it: {_schemes()}")
-    report.add_argument("--tolerance", type=float, default=100.0, metavar="X")
+    report.add_argument(
+        "--scheme",
+        metavar="NAME",
+        help=f"draw networks under it, not by the model's own init: {_schemes()}",
+    )
     report.add_argument(
         "--predict",
         choices=[*METHODS, "none"],
@@ -67,8 +92,8 @@ def parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--select", metavar="GLOB", help="layers to write, by path")
     report.add_argument("--quiet", action="store_true", help="print the verdict only")
-    for kind in ("html", "json", "markdown", "csv", "figure"):
-        report.add_argument(f"--{kind}", metavar="FILE", help=f"write {kind} here")
+    for kind, what in _FILES.items():
+        report.add_argument(f"--{kind}", metavar="FILE", help=f"write {what} here")
 
     compare = command("compare", _compare, "Compares schemes on one model.")
     _takes_model(compare)
@@ -76,9 +101,9 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--scheme",
         action="append",
+        metavar="NAME",
         help=f"once for each; default {', '.join(COMPARED)}",
     )
-    compare.add_argument("--tolerance", type=float, default=100.0, metavar="X")
     compare.add_argument("--figure", metavar="FILE", help="write the curves here")
 
     describe = command("describe", _describe, "Says what is found in a model.")
@@ -96,13 +121,38 @@ def parser() -> argparse.ArgumentParser:
 def _takes_model(sub: Any) -> None:
     sub.add_argument("model", help=_MODEL)
     sub.add_argument("--input", action="append", metavar="SPEC", help=_INPUT)
-    sub.add_argument("--args", metavar="JSON", help="arguments of the class or factory")
-    sub.add_argument("--kwargs", metavar="JSON", help='of the call: {"train": false}')
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument(
+        "--args",
+        metavar="JSON",
+        help="arguments of the class or factory: '{\"width\": 128}' or '[128]'",
+    )
+    sub.add_argument(
+        "--kwargs", metavar="JSON", help="arguments of the call: '{\"train\": false}'"
+    )
+    sub.add_argument("--seed", type=int, default=0, help="of networks and inputs")
 
 
 def _takes_draws(sub: Any, draws: int = 16) -> None:
-    sub.add_argument("--draws", type=int, default=draws, help="random networks")
+    sub.add_argument(
+        "--draws",
+        type=int,
+        default=draws,
+        metavar="N",
+        help="random networks (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--tolerance",
+        type=_factor,
+        default=100.0,
+        metavar="X",
+        help="factor by which the signal may change (default: %(default)g)",
+    )
+
+
+def _factor(text: str) -> float:
+    if not (value := float(text)) > 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a factor above 1")
+    return value
 
 
 def _schemes() -> str:
@@ -120,17 +170,19 @@ def _prepared(options: Any) -> dict[str, Any]:
 
 
 def _report(options: Any) -> int:
-    with _progress("measuring") as progress:
+    predicts = options.predict != "none"
+    with _progress("measuring", "predicting" if predicts else "") as progress:
         report = lw.propagate_variance(
             **_prepared(options),
             draws=options.draws,
             key=jax.random.key(options.seed),
             scheme=options.scheme,
-            method=None if options.predict == "none" else options.predict,
+            method=options.predict if predicts else None,
             statistics=("zeros", "cosine_examples"),
             progress=progress,
         )
-    found = lw.diagnose(report, tolerance=options.tolerance)
+    report = dataclasses.replace(report, tolerance=options.tolerance)
+    found = report.diagnose()
     _print(found if options.quiet else report)
     _write(report, options)
     return HEALTHY if found.healthy else UNHEALTHY
@@ -151,13 +203,13 @@ def _write(report: lw.VarianceReport, options: Any) -> None:
         report.to_html(options.html, select=select)
     if options.figure:
         _save(report.plot(), options.figure)
-    for kind in (*texts, "html", "figure"):
+    for kind in _FILES:
         if path := getattr(options, kind):
             _print(f"{kind}: {path}")
 
 
-def _save(axes: Any, path: str) -> None:
-    axes[0].figure.savefig(path, dpi=150)
+def _save(panels: Any, path: str) -> None:
+    panels.figure.savefig(path, dpi=150)
 
 
 def _compare(options: Any) -> int:
@@ -229,10 +281,14 @@ def _demo(options: Any) -> int:
     for scheme in ("glorot", "kaiming_fan_in", "asv_forward"):
         with _progress(scheme) as progress:
             reports[scheme] = lw.propagate_variance(
-                model, draws=options.draws, scheme=scheme, progress=progress
+                model,
+                draws=options.draws,
+                scheme=scheme,
+                method="kernel" if options.html else None,
+                progress=progress,
             )
         _print(f"\nF34 (34 layers, width / 8, 64 px) under {scheme}:")
-        _print(lw.diagnose(reports[scheme]))
+        _print(lw.diagnose(reports[scheme], tolerance=options.tolerance))
     if options.html:
         reports["kaiming_fan_in"].to_html(options.html)
         _print(f"html: {options.html}")
@@ -240,8 +296,13 @@ def _demo(options: Any) -> int:
 
 
 @contextmanager
-def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields a callback that draws a bar on a terminal, and nothing elsewhere."""
+def _progress(label: str, then: str = "") -> Iterator[Callable[[int, int], None]]:
+    """Yields a callback that draws a bar on a terminal, and nothing elsewhere.
+
+    Args:
+        label: What is being done.
+        then: What is done when that is complete, of unknown length; "" for nothing.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -258,7 +319,13 @@ def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            if then and done == total:
+                bar.update(task, description=then, total=None)
+
+        yield update
 
 
 def _print(what: Any) -> None:

@@ -71,3 +71,26 @@ def test_every_reference_key_resolves_in_the_notation_page():
         for found in key.findall(path.read_text())
     }
     assert used <= listed, f"docs/notation.md lacks {sorted(used - listed)}"
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+def _anchors(page: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    """Files and headings exist; what lies outside is an address at least."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"!?\[[^\]]*\]\(([^)\s]+)\)", text):
+        if ":" in target:
+            assert re.fullmatch(r"https://[\w.-]+\.[a-z]{2,}(/\S*)?", target), target
+            continue
+        path, _, anchor = target.partition("#")
+        found = page.parent / path if path else page
+        assert found.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in _anchors(found), f"{page.name}: no {target}"

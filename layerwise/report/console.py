@@ -1,13 +1,22 @@
 """What rich prints, as plain text."""
 
 import io
+import shutil
 from typing import Any
 
 
-def as_text(shown: Any, width: int = 140) -> str:
-    """Returns what a console of that width shows of an object, without colours."""
+def as_text(shown: Any, width: int | None = None) -> str:
+    """Returns what a console shows of an object, without colours.
+
+    Args:
+        shown: What rich can print.
+        width: Characters to a line; if None as many as the terminal has, within reason,
+            and 120 where there is none (a notebook, a file).
+    """
     from rich.console import Console
 
+    if width is None:
+        width = min(max(shutil.get_terminal_size((120, 40)).columns, 60), 160)
     stream = io.StringIO()
     # In a notebook, rich would show what it prints beside writing it.
     Console(file=stream, width=width, no_color=True, force_jupyter=False).print(shown)

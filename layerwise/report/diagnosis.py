@@ -12,13 +12,14 @@ from layerwise.report.drift import drift
 from layerwise.report.evidence import Evidence
 from layerwise.report.finding import Diagnosis, Finding, worst_first
 from layerwise.report.propagate import propagate_variance
-from layerwise.report.report import VarianceReport
+from layerwise.report.report import TOLERANCE, VarianceReport
+from layerwise.report.squashing import squashing
 from layerwise.report.surroundings import nonfinite, surroundings
 from layerwise.report.units import units
 
 
 def diagnose(
-    report: VarianceReport | Measurement, *, tolerance: float = 100.0
+    report: VarianceReport | Measurement, *, tolerance: float | None = None
 ) -> Diagnosis:
     """Says what is wrong with a network at initialization, worst first.
 
@@ -34,7 +35,8 @@ def diagnose(
 
     Args:
         report: A report or a measurement.
-        tolerance: The factor by which a second moment may change over the network.
+        tolerance: The factor by which a second moment may change over the network; if
+            None that of the report, or 100.
 
     Returns:
         The findings, worst first; `Diagnosis.verdict` is "healthy", "sick" or
@@ -50,6 +52,8 @@ def diagnose(
         >>> found.verdict, found[0].kind
         ('sick', 'vanishing')
     """
+    if tolerance is None:
+        tolerance = getattr(report, "tolerance", TOLERANCE)
     if not tolerance > 1:
         raise InvalidArgumentError(
             message(
@@ -63,7 +67,9 @@ def diagnose(
     else:
         measurement, title = report, report.traced.model.name
     found = worst_first(_findings(measurement, tolerance))
-    basis = f"{measurement.draws_done} networks, tolerance x{tolerance:g}"
+    count = measurement.draws_done
+    whose = f"{count} networks" if count else "this network alone"
+    basis = f"{whose}, tolerance x{tolerance:g}"
     unmeasured = [w for n, w in EXTRA.items() if not _measured(measurement, n)]
     if unmeasured:
         basis += f"; not looked for: {', '.join(unmeasured)}"
@@ -82,9 +88,13 @@ def _findings(measurement: Measurement, tolerance: float) -> Iterator[Finding]:
     evidence = Evidence(measurement)
     found = list(surroundings(evidence, tolerance))
     if evidence.count:
-        found += [*drift(evidence, tolerance), *units(evidence)]
+        found += _of_signal(evidence, tolerance)
     yield from found
     yield from _of_given(measurement, tolerance, {(f.kind, f.direction) for f in found})
+
+
+def _of_signal(evidence: Evidence, tolerance: float) -> list[Finding]:
+    return [*drift(evidence, tolerance), *units(evidence), *squashing(evidence)]
 
 
 def _of_given(
@@ -95,7 +105,7 @@ def _of_given(
     if not rows.any() or rows.all():
         return
     own = Evidence(measurement, rows)
-    found = [*drift(own, tolerance), *units(own)] if own.count else [*nonfinite(own)]
+    found = _of_signal(own, tolerance) if own.count else [*nonfinite(own)]
     for finding in found:
         if (finding.kind, finding.direction) not in known:
             reason = f"in the network that was passed in, {finding.reason}"
@@ -107,7 +117,7 @@ def assert_healthy(
     params: Any = None,
     inputs: Any = None,
     *,
-    tolerance: float = 100.0,
+    tolerance: float | None = None,
     **options: Any,
 ) -> Diagnosis:
     """Raises unless a network is healthy; for tests.

@@ -84,6 +84,10 @@ class Series:
             spread = np.log(self.samples).std(axis=0, ddof=1)
         return CONFIDENCE * np.nan_to_num(spread, nan=0.0) / math.sqrt(n)
 
+    def at_places(self, chosen: np.ndarray) -> "Series":
+        """Returns the series at some of its places, a mask."""
+        return Series(self.columns[chosen], self.samples[:, chosen])
+
     def at(self, place: int) -> Estimate:
         """Returns the mean at a place, with its standard error."""
         x = self.samples[:, place]
@@ -173,6 +177,18 @@ class Evidence:
         ends = any(self.sites[i].value == run.layer.u for i in self.trunk[-3:])
         return run if ends else None
 
+    @functools.cached_property
+    def normalized(self) -> bool:
+        """Whether most layers of the trunk are followed by a normalization.
+
+        Then their weights' scale changes nothing, and gradients are as large as it is
+        small: steps adapt themselves.
+        """
+        numbers = {self.sites[i].layer for i in self.trunk}
+        numbers -= {self.head.number} if self.head else set()
+        some = [self.layer(n) for n in numbers if ("u", n) in self.index]
+        return 2 * sum(map(_is_normalized, some)) > len(some)
+
     def hidden(self, direction: str) -> Series:
         """Returns the trunk's second moment, or its cotangents' energy.
 
@@ -216,12 +232,14 @@ class Evidence:
         last = self.head.number if self.head else len(self.runs) + 1
         for column in columns:
             site = self.sites[column]
-            for number in range(last - 1, site.layer - 1, -1):
+            # Pooling comes after a layer's u and v, before its z and before a sum.
+            first = site.layer if site.kind in "uv" else site.layer + 1
+            for number in range(last - 1, first - 1, -1):
                 if ("u", number) in self.index and self.index[
                     "u", number
                 ] in self.trunk:
                     shared *= _averaged(self.runs[number - 1].layer)
-            last = min(last, site.layer)
+            last = min(last, first)
             out.append(math.prod(site.shape) / batch * shared)
         return np.array(out)
 
@@ -273,6 +291,11 @@ class Evidence:
             return None
         below = self.second[direction][:, first].mean()
         return float(self.second[direction][:, last].mean() / below) if below else None
+
+
+def _is_normalized(layer: Layer) -> bool:
+    names = [set(s.names) for s in layer.steps if s.kind == "other"]
+    return any("reduce_sum" in n and n & {"rsqrt", "sqrt"} for n in names)
 
 
 def _averaged(layer: Layer) -> float:

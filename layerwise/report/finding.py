@@ -1,5 +1,6 @@
 """What a verdict says, one sentence at a time."""
 
+import ast
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,14 @@ class Finding:
     evidence: Mapping[str, Estimate]
     reason: str
     fix: str
+
+    @property
+    def fix_is_code(self) -> bool:
+        """Whether the fix is Python as it stands, not words."""
+        try:
+            return bool(ast.parse(self.fix).body)
+        except SyntaxError:
+            return False
 
     def as_record(self) -> dict[str, Any]:
         """Returns the finding as JSON takes it."""

@@ -17,7 +17,7 @@ from layerwise.measurement.tapped_model import TappedModel
 from layerwise.report.report import VarianceReport
 from layerwise.tracing import TracedModel, trace
 from layerwise.tracing.model import as_function
-from layerwise.tracing.sites import all_values, layer_runs
+from layerwise.tracing.sites import NamedValue, all_values, layer_runs
 from layerwise.types import PyTree
 
 
@@ -85,6 +85,8 @@ class Monitor:
         self._log = None if log is None else _Log(pathlib.Path(log))
         self._run: Callable[..., Any] | None = None
         self._traced: TracedModel | None = None
+        self._sites: tuple[NamedValue, ...] = ()
+        self._paths: tuple[str, ...] = ()
         self._spent, self._began = 0.0, 0.0
 
     def __call__(self, params: PyTree, *batch: Any) -> Any:
@@ -144,7 +146,8 @@ class Monitor:
 
         leaves = jax.tree.leaves(batch)
         traced = trace(as_function(scalar), params, tuple(leaves))
-        sites = all_values(traced)
+        sites = self._sites = all_values(traced)
+        self._paths = tuple(r.path for r in layer_runs(traced))
         tapped = TappedModel(
             traced, tuple((s.value, s.iteration) for s in sites), loss=lambda x: x
         )
@@ -178,8 +181,8 @@ class Monitor:
         measurement = from_ensemble(
             ensemble,
             names=(),
-            sites=all_values(traced),
-            layer_paths=tuple(r.path for r in layer_runs(traced)),
+            sites=self._sites,
+            layer_paths=self._paths,
             law=f"the parameters of step {self.step}",
             requested=1,
             chunk=1,

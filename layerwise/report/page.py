@@ -14,17 +14,14 @@ from layerwise.report.report import DIRECTIONS, VarianceReport
 from layerwise.report.rows import Row, rows
 
 
-def page(
-    report: VarianceReport, *, select: Select | None = None, tolerance: float = 100.0
-) -> str:
+def page(report: VarianceReport, *, select: Select | None = None) -> str:
     """Returns the page: verdict, curves and layers, with its script and data inside.
 
     Args:
         report: The report.
         select: Layers to show: globs on their paths, or a predicate; all if None.
-        tolerance: As for `layerwise.diagnose`.
     """
-    found = diagnose(report, tolerance=tolerance)
+    found = diagnose(report)
     data = {
         "title": report.title,
         "notes": report.notes(),
@@ -40,6 +37,7 @@ def page(
                 "path": f.path,
                 "reason": f.reason,
                 "fix": f.fix,
+                "code": f.fix_is_code,
                 "evidence": ", ".join(f"{k} = {v}" for k, v in f.evidence.items()),
             }
             for f in found
@@ -83,7 +81,8 @@ def diagnosis_html(found: Diagnosis, limit: int = 8) -> str:
     ]
     for f in found.findings[:limit]:
         where = f" at <code>{html.escape(f.path)}</code>" if f.path else ""
-        fix = f"<br><code>{html.escape(f.fix)}</code>" if f.fix else ""
+        tag = "code" if f.fix_is_code else "i"
+        fix = f"<br>fix: <{tag}>{html.escape(f.fix)}</{tag}>" if f.fix else ""
         parts.append(
             f"<div style='margin-top:6px'><b>{f.severity}: "
             f"{html.escape(f.kind.replace('_', ' '))} {f.direction}</b>{where}: "

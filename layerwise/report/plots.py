@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -34,24 +35,48 @@ class ShownFigure(Figure):
         return stream.getvalue()
 
 
-def new_figure() -> tuple[Figure, tuple[Axes, Axes]]:
-    """Returns a figure with a forward and a backward panel, without pyplot's state."""
+class Panels(NamedTuple):
+    """The axes of both directions; a notebook shows their figure.
+
+    Attributes:
+        forward: The panel of the signal.
+        backward: The panel of the cotangents.
+    """
+
+    forward: Axes
+    backward: Axes
+
+    @property
+    def figure(self) -> Figure:
+        """The figure that holds them: ``.figure.savefig("curves.pdf")``."""
+        figure = self.forward.get_figure(root=True)
+        assert figure is not None
+        return figure
+
+    def _repr_png_(self) -> bytes | None:
+        # pyplot shows the figures that it made by itself.
+        figure = self.figure
+        return figure._repr_png_() if isinstance(figure, ShownFigure) else None
+
+
+def new_panels() -> Panels:
+    """Returns a forward and a backward panel of a figure, without pyplot's state."""
     with mpl.rc_context(STYLE):
         figure = ShownFigure(figsize=(11, 5.0), layout="constrained")
-        left, right = figure.subplots(1, 2)
-    return figure, (left, right)
+        return Panels(*figure.subplots(1, 2))
 
 
 def draw(
     reports: Mapping[str, VarianceReport], axes: tuple[Axes, Axes] | None = None
-) -> tuple[Axes, Axes]:
+) -> Panels:
     """Draws reports over each other: see `layerwise.plot_comparison`."""
     if axes is None:
-        _, axes = new_figure()
-    for ax, direction in zip(axes, _LABELS, strict=True):
+        axes = new_panels()
+    panels = axes if isinstance(axes, Panels) else Panels(*axes)
+    for ax, direction in zip(panels, _LABELS, strict=True):
         draw_one(reports, ax, direction)
-    _legend(axes, reports)
-    return axes
+    _legend(panels, reports)
+    return panels
 
 
 def draw_one(reports: Mapping[str, VarianceReport], ax: Axes, direction: str) -> Axes:
@@ -103,7 +128,7 @@ def _font_size(ax: Axes) -> float:
     return float(np.clip(6.5 + 0.7 * inches, 7, 10))
 
 
-def _legend(axes: tuple[Axes, Axes], reports: Mapping[str, VarianceReport]) -> None:
+def _legend(axes: Panels, reports: Mapping[str, VarianceReport]) -> None:
     """Puts one legend below both panels, where it covers no curve."""
     handles: list[Line2D | Patch] = [
         Line2D([], [], color=PALETTE[i % len(PALETTE)], linewidth=2.5, label=name)
@@ -118,8 +143,7 @@ def _legend(axes: tuple[Axes, Axes], reports: Mapping[str, VarianceReport]) -> N
         handles.append(
             Line2D([], [], color=grey, marker=".", lw=0.6, label="this network")
         )
-    figure = axes[0].get_figure(root=True)
-    assert figure is not None
+    figure = axes.figure
     size = _font_size(axes[0]) - 1
     # A label of thirty letters at this size, with its handle.
     columns = int(figure.get_figwidth() / (0.23 * size))
@@ -146,6 +170,6 @@ def _foretold(report: VarianceReport) -> str:
 
 def png_of(report: VarianceReport) -> str:
     """Returns the report's figure as base64 PNG."""
-    figure = draw({report.title: report})[0].get_figure()
-    assert isinstance(figure, ShownFigure)
-    return base64.b64encode(figure._repr_png_()).decode()
+    shown = draw({report.title: report})._repr_png_()
+    assert shown is not None
+    return base64.b64encode(shown).decode()

@@ -32,4 +32,9 @@ def depth_fix(evidence: Evidence, direction: str) -> str:
             "normalize the input of every residual branch (nn.LayerNorm), or multiply "
             f"each branch by {max(merges, 1)} ** -0.5"
         )
+    if evidence.normalized:
+        return (
+            "put skip connections around the layers (x + f(x)); the scale of weights "
+            "changes nothing before a normalization"
+        )
     return scale_fix(direction)

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 
     from layerwise.measurement.coverage import Select
     from layerwise.report.finding import Diagnosis
+    from layerwise.report.plots import Panels
     from layerwise.theory.prediction import Prediction
 
 DIRECTIONS = ("forward", "backward")
+TOLERANCE = 100.0
+"""The factor by which a verdict lets a second moment change by default."""
 SYMBOL = {"forward": "q", "backward": "r"}
 
 
@@ -41,12 +44,14 @@ class VarianceReport:
         prediction: What theory says of the same networks on the same inputs, or None.
         unpredicted: Why there is no prediction; empty where there is one.
         title: What the report is of.
+        tolerance: The factor by which its verdict lets a second moment change.
     """
 
     measurement: Measurement
     prediction: "Prediction | None"
     unpredicted: str
     title: str
+    tolerance: float = TOLERANCE
 
     @property
     def predicted(self) -> dict[str, np.ndarray]:
@@ -181,40 +186,49 @@ class VarianceReport:
     def notes(self) -> list[str]:
         """Returns what a reader must know to read the numbers."""
         m = self.measurement
+        broken = m.nonfinite()
+        if not m.draws_done:
+            notes = [f"one network, {m.law}"]
+            notes += [f"not finite, first {place}" for place in broken.values()]
+            return notes + self._caveats()
         notes = [f"{m.draws_done} networks, {m.law}"]
         if m.draws_done < m.requested:
             notes.append(f"interrupted: {m.requested} were asked for")
-        broken = m.nonfinite()
         if broken:
             number, place = next(iter(broken.items()))
             notes.append(
                 f"{len(broken)} of {len(m.draws)} networks left the finite numbers and "
                 f"are not in the statistics (network {number}: {place})"
             )
-        if m.untapped:
-            notes.append("not looked into: " + "; ".join(m.untapped))
-        notes.append(self._theory())
-        scatter = self._scatter()
+        notes += self._caveats()
+        scatter = max(float(self.scatter(d).max()) for d in DIRECTIONS)
         if self.prediction is not None and scatter:
             notes.append(
                 f"networks scatter by a factor of {np.exp(scatter):.2g}, and rare "
                 f"large ones carry the mean: {m.draws_done} are likely to average "
-                "below what is predicted"
+                "below what is predicted (ratios in parentheses)"
             )
         return notes
 
-    def _scatter(self) -> float:
-        """Largest standard deviation over networks of log q or log r; 0 if below 1."""
-        m, found = self.measurement, [0.0]
-        for direction in DIRECTIONS:
-            curve = m.curve(direction)[m.ensemble]
-            logs = np.log(np.where(np.isfinite(curve) & (curve > 0), curve, np.nan))
-            known = np.isfinite(logs).sum(axis=0) > 1
-            found += [
-                float(np.nanstd(logs[:, i], ddof=1)) for i in np.flatnonzero(known)
-            ]
+    def _caveats(self) -> list[str]:
+        m = self.measurement
+        unseen = ["not looked into: " + "; ".join(m.untapped)] if m.untapped else []
+        return [*unseen, self._theory()]
+
+    def scatter(self, direction: str) -> np.ndarray:
+        """Returns the standard deviation over networks of log q or log r.
+
+        It is 0 where it is not surely above 1: below, a few networks average to the
+        mean of all of them.
+        """
+        m = self.measurement
+        curve = m.curve(direction)[m.ensemble]
+        logs = np.log(np.where(np.isfinite(curve) & (curve > 0), curve, np.nan))
+        found = np.zeros(curve.shape[1])
+        for i in np.flatnonzero(np.isfinite(logs).sum(axis=0) > 1):
+            found[i] = np.nanstd(logs[:, i], ddof=1)
         surely = 1 - np.sqrt(2 / max(m.draws_done - 1, 2))  # two standard errors off
-        return max(found) if max(found) * surely > 1 else 0.0
+        return np.where(found * surely > 1, found, 0.0)
 
     def _theory(self) -> str:
         p = self.prediction
@@ -228,20 +242,20 @@ class VarianceReport:
         )
         return f"predicted by {p.method}" + (f" ({left_out})" if left_out else "")
 
-    def diagnose(self, *, tolerance: float = 100.0) -> "Diagnosis":
+    def diagnose(self, *, tolerance: float | None = None) -> "Diagnosis":
         """Returns what is wrong, worst first: see `layerwise.diagnose`."""
         from layerwise.report.diagnosis import diagnose
 
         return diagnose(self, tolerance=tolerance)
 
-    def assert_healthy(self, *, tolerance: float = 100.0) -> "Diagnosis":
+    def assert_healthy(self, *, tolerance: float | None = None) -> "Diagnosis":
         """Raises unless the network is healthy: see `layerwise.assert_healthy`."""
         from layerwise.report.diagnosis import assert_healthy
 
         return assert_healthy(self, tolerance=tolerance)
 
     @overload
-    def plot(self, axes: "tuple[Axes, Axes] | None" = None) -> "tuple[Axes, Axes]": ...
+    def plot(self, axes: "tuple[Axes, Axes] | None" = None) -> "Panels": ...
 
     @overload
     def plot(
@@ -254,7 +268,7 @@ class VarianceReport:
         *,
         ax: "Axes | None" = None,
         direction: str = "forward",
-    ) -> "tuple[Axes, Axes] | Axes":
+    ) -> "Panels | Axes":
         """Draws the curves: forward left, backward right; or one of them.
 
         Args:
@@ -263,7 +277,8 @@ class VarianceReport:
             direction: Which one, with `ax`: "forward" or "backward".
 
         Returns:
-            The two axes, or `ax`.
+            The two axes, a tuple that a notebook shows as its figure, with that as
+            `figure`; or `ax`.
         """
         if ax is not None:
             from layerwise.report.plots import draw_one
@@ -300,7 +315,7 @@ def _selected(frame: "pandas.DataFrame", select: "Select | None") -> Any:
 
 def plot_comparison(
     reports: Mapping[str, VarianceReport], axes: "tuple[Axes, Axes] | None" = None
-) -> "tuple[Axes, Axes]":
+) -> "Panels":
     """Draws several reports over each other, a colour each.
 
     Solid: mean over networks, with the band between its 16 % and 84 % quantiles over
@@ -312,7 +327,8 @@ def plot_comparison(
         axes: Two axes to draw on, forward and backward; new ones if None.
 
     Returns:
-        The two axes; ``axes[0].figure.savefig(...)`` writes the figure.
+        The two axes, a tuple that a notebook shows as its figure;
+        ``.figure.savefig("schemes.pdf")`` writes it.
     """
     from layerwise.report.plots import draw
 

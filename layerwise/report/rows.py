@@ -103,8 +103,13 @@ def rows(report: VarianceReport, select: Select | None = None) -> list[Row]:
 
 
 def _short(source: str) -> str:
-    """Leaves the last two parts of a file's path: a report is read elsewhere too."""
+    """Leaves the last two parts of a file's path: a report is read elsewhere too.
+
+    A model with no line of its own (`nn.Sequential`) has only that which calls it here.
+    """
     file, colon, rest = source.partition(":")
+    if file.endswith("layerwise/tracing/model.py"):
+        return ""
     return "/".join(file.rsplit("/", 2)[-2:]) + colon + rest
 
 

@@ -71,7 +71,7 @@ def _proof(evidence: Evidence) -> Iterator[Finding]:
         estimates = {k: Estimate(v) for k, v in numbers.items()}
         return Finding("evidence", "undecided", "", 0, "", estimates, reason, fix)
 
-    if n < FEWEST:
+    if n < FEWEST and m.draws_done:
         yield missing(
             f"{n} finite networks say little about the mean of all of them.",
             "lw.propagate_variance(..., draws=16)",
@@ -144,9 +144,12 @@ def _formats(evidence: Evidence) -> Iterator[Finding]:
 
 def _windows(evidence: Evidence) -> Iterator[Finding]:
     """Padding and pooling, which the usual initializers know nothing of."""
+    if evidence.normalized:
+        return
     kept, gained = 0.0, 0.0
     worst, most = (0.0, 0), (0.0, 0)
-    on_trunk = {evidence.sites[i].layer for i in evidence.trunk}
+    sites = [evidence.sites[i] for i in evidence.trunk]
+    on_trunk = {s.layer for s in sites if s.kind == "u"}
     for run in evidence.runs:
         if run.number not in on_trunk:
             continue

@@ -38,7 +38,11 @@ def cells(
             columns.append(list(map(number, predicted)))
             known = (report.grades[direction], report.tolerances[direction])
             columns.append(list(map(trust, *known)))
-            columns.append(list(map(number, s.mean / predicted)))
+            ratios = list(map(number, s.mean / predicted))
+            wide = report.scatter(direction) > 0
+            columns.append(
+                [f"({r})" if w else r for r, w in zip(ratios, wide, strict=True)]
+            )
     paths = ("input", *report.measurement.layer_paths)
     rows = [
         [str(i), path, *values]
@@ -83,7 +87,9 @@ def _rich_table(
 
     header, rows = cells(report, directions)
     kept = [i for i, name in enumerate(header) if name not in left_out]
-    table = Table(title=report.title, title_justify="left")
+    both = len(directions) > 1
+    title = report.title if both else f"{report.title}, {directions[0]}"
+    table = Table(title=title, title_justify="left")
     for name in (header[i] for i in kept):
         table.add_column(
             name,
@@ -128,7 +134,7 @@ def to_markdown(report: VarianceReport, select: Select | None = None) -> str:
     lines += [
         f"- **{f.severity}: {f.kind.replace('_', ' ')} {f.direction}".rstrip()
         + f"**{f' at `{f.path}`' if f.path else ''}: {f.reason}"
-        + (f" Fix: `{f.fix}`" if f.fix else "")
+        + (f" Fix: {f'`{f.fix}`' if f.fix_is_code else f.fix}" if f.fix else "")
         for f in found
     ]
     lines += ["", "; ".join(report.notes()), ""]

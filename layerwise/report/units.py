@@ -1,5 +1,6 @@
 """Are the units alive: dead, saturated, drifted, identical?"""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator
@@ -11,9 +12,8 @@ import numpy as np
 from layerwise.report.evidence import Estimate, Evidence, Series
 from layerwise.report.finding import Finding
 from layerwise.report.remedies import scale_fix
-from layerwise.tracing import Loop, TracedModel
-from layerwise.tracing.graph import Equation, Graph
 from layerwise.tracing.layers import Layer
+from layerwise.tracing.model import leaf_name
 from layerwise.types import Activation
 
 
@@ -24,16 +24,20 @@ FEW = 0.05
 """Share of the slope that may pass before units count as dead or saturated."""
 
 
-ATTENTION_FIX = "divide the scores by the square root of the head's width"
 LIVE_FIX = "start its bias at 0 (bias_init=nn.initializers.zeros), center its input"
 
 
 def units(evidence: Evidence) -> Iterator[Finding]:
     """Yields activations that pass nothing back, and means that swamp the signal."""
+    found: dict[str, list[Finding]] = {}
     for run in evidence.runs:
-        yield from _passing(evidence, run.number, run.path)
-        yield from _mean(evidence, run.number, run.path)
-    yield from _squashed(evidence)
+        for look in (_passing, _mean):
+            for finding in look(evidence, run.number, run.path):
+                found.setdefault(finding.kind, []).append(finding)
+    for some in found.values():
+        layers = {"layers": Estimate(len(some))} if len(some) > 1 else {}
+        yield dataclasses.replace(some[0], evidence={**some[0].evidence, **layers})
+    yield from _same(evidence)
     yield from _off(evidence)
     yield from _alike(evidence)
 
@@ -122,92 +126,36 @@ def _mean(evidence: Evidence, number: int, path: str) -> Iterator[Finding]:
     )
 
 
-def _squashed(evidence: Evidence) -> Iterator[Finding]:
-    """Sums and products that enter a squashing function where it is flat."""
-    reported: set[str] = set()
-    parts: list[TracedModel | Loop] = [evidence.measurement.traced]
-    largest: dict[int, int] = {}  # of the iterations of a loop
-    size = evidence.second["forward"].mean(axis=0)
-    for i, site in enumerate(evidence.sites):
-        held = largest.get(site.value)
-        if held is None or size[i] > size[held]:
-            largest[site.value] = i
-    while parts:
-        part = parts.pop()
-        parts += part.loops
-        for equation in part.graph.equations:
-            if equation.name not in ("exp", "logistic", "tanh"):
-                continue
-            (value,) = equation.values_in[:1] or (None,)
-            root = part.flow.root.get(value) if value is not None else None
-            column = largest.get(root) if root is not None else None
-            if column is None or evidence.sites[column].kind != "merge":
-                continue
-            softmax = equation.name == "exp"
-            if not softmax and not _is_direct(part.graph, root, equation):
-                continue
-            found = _flat(evidence, column, equation, softmax)
-            if found is not None and found.kind not in reported:
-                reported.add(found.kind)
-                yield found
-
-
-def _is_direct(graph: Graph, root: int | None, equation: Equation) -> bool:
-    """Whether an equation reads a value itself, a reshaping of it at most."""
-    producers = graph.producers()
-    at = equation.values_in[0]
-    while at != root:
-        made = producers.get(at)
-        if made is None or made.name not in (
-            "reshape",
-            "convert_element_type",
-            "transpose",
-            "squeeze",
-        ):
-            return False
-        at = made.values_in[0]
-    return True
-
-
-def _flat(
-    evidence: Evidence, column: int, equation: Equation, softmax: bool
-) -> Finding | None:
-    site = evidence.sites[column]
-    samples = evidence.second["forward"][:, [column]]
-    scores = Series(np.array([column]), samples).at(0)
-    if softmax:
-        # Scores of variance s^2 over n entries: above 2 log n a few of them hold all of
-        # the weight (Derrida's random energy model freezes there).
-        n = site.shape[-1]
-        limit = 2 * math.log(max(n, 2))
-        kind, fix = "attention_saturation", ATTENTION_FIX
-        reason = (
-            f"softmax over {n} entries sees scores of second moment "
-            f"{scores.value:.3g}, above 2 log {n} = {limit:.3g}: one entry takes all "
-            "of the weight, and no gradient comes back to the scores."
+def _same(evidence: Evidence) -> Iterator[Finding]:
+    """Weights that are one number: units of one layer that stay equal for ever."""
+    weights = {n: evidence.weight_variance(n) for n in range(1, 1 + len(evidence.runs))}
+    fixed = [n for n, w in weights.items() if w[0] > 0 and not np.ptp(w)]
+    m = evidence.measurement
+    if not fixed or m.draw is None or len(m.draws) < 2:
+        return
+    leaves = {
+        leaf_name(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(m.draw(jax.random.key(0)))
+    }
+    for number in fixed:
+        layer = evidence.layer(number)
+        c = layer.connections
+        units = c.fan_out // math.prod(a.taps for a in c.axes)
+        own = [leaves[n] for n in layer.weight_leaves if n in leaves]
+        if units < 2 or not own or any(np.ptp(x) for x in own):
+            continue
+        yield Finding(
+            "symmetric_units",
+            "sick",
+            "",
+            number,
+            evidence.runs[number - 1].path,
+            {"weight": Estimate(float(own[0].flat[0]))},
+            f"all of its weights are equal, so that {units} units compute the same, "
+            "have the same gradients, and never learn to differ.",
+            scale_fix(),
         )
-    else:
-        # E[phi'^2] of a Gaussian of scale s falls as 1/s: below 5 % at s^2 = 113 for
-        # tanh, at four times that for the logistic function.
-        limit = 113.0 if equation.name == "tanh" else 4 * 113.0
-        kind, fix = "saturation", scale_fix()
-        reason = (
-            f"{equation.name} at {equation.source} sees inputs of second moment "
-            f"{scores.value:.3g}: it is flat there, and its gate neither learns nor "
-            "forgets."
-        )
-    if not scores.value - 2 * np.nan_to_num(scores.sem) > limit:
-        return None
-    return Finding(
-        kind,
-        "sick",
-        "backward",
-        site.layer,
-        evidence.place(column),
-        {"E[x^2]": scores},
-        reason,
-        fix,
-    )
+        return
 
 
 def _off(evidence: Evidence) -> Iterator[Finding]:

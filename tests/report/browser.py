@@ -138,6 +138,13 @@ class Browser:
         self.click(selector)
         self.send("Input.insertText", text=text)
 
+    def press(self, *keys: str) -> None:
+        """Presses keys, by name, in whatever has the focus."""
+        for key in keys:
+            text = {"text": "\r"} if key == "Enter" else {}
+            self.send("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
+            self.send("Input.dispatchKeyEvent", type="keyUp", key=key)
+
     def screenshot(self, path: Path) -> None:
         """Writes what is seen, as PNG."""
         data = self.send("Page.captureScreenshot", format="png")["data"]

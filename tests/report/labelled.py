@@ -104,7 +104,9 @@ class Block(nn.Module):
     width: int = 32
     heads: int = 2
     post: bool = False
-    scaled_scores: bool = True
+    scaled: str = "queries"  # or "scores", or ""
+    causal: bool = False
+    normalized: bool = False  # queries and keys
     kernel: Any = LECUN
 
     @nn.compact
@@ -119,9 +121,16 @@ class Block(nn.Module):
             b, n, self.heads, -1
         )
         q, k, v = heads(), heads(), heads()
-        if self.scaled_scores:
+        if self.normalized:
+            q, k = nn.LayerNorm()(q), nn.LayerNorm()(k)
+        if self.scaled == "queries":
             q = q / q.shape[-1] ** 0.5
-        weights = nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k)
+        if self.scaled == "scores":
+            scores = scores / q.shape[-1] ** 0.5
+        if self.causal:
+            scores = jnp.where(jnp.tri(n, dtype=bool), scores, -1e9)
+        weights = nn.softmax(scores)
         y = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, n, -1)
         return nn.Dense(self.width, kernel_init=self.kernel)(y)
 
@@ -262,8 +271,18 @@ CASES: dict[str, Case] = {
         Plain(depth=40, norm=batch_norm), DENSE, E
     ),
     "BatchNorm, depth 6": Case(Plain(depth=6, norm=batch_norm), DENSE),
+    "BatchNorm without skips, depth 17, as VGG": Case(
+        Plain(depth=17, norm=batch_norm), DENSE
+    ),
+    "BatchNorm, one example": Case(Plain(depth=6, norm=batch_norm), DENSE[:1], V),
+    "all weights equal": Case(
+        Plain(depth=4, kernel=init.constant(1 / 64)), DENSE, ("symmetric_units",)
+    ),
     "inputs of 0 to 255": Case(Plain(depth=5), 128 + 74 * DENSE, ("output_scale",)),
     "width 6, depth 40": Case(Plain(depth=40, width=6), DENSE, V),
+    "width 2, depth 12: dead networks": Case(
+        Plain(depth=12, width=2), DENSE, ("dead_networks", "vanishing")
+    ),
     "He in float16, depth 8": Case(Plain(depth=8, dtype=jnp.float16), DENSE),
     "He in bfloat16, depth 8": Case(Plain(depth=8, dtype=jnp.bfloat16), DENSE),
     "gain 40 in float16, depth 8": Case(
@@ -283,6 +302,9 @@ CASES: dict[str, Case] = {
     ),
     "He, 9x9 on 4 px: all padding": Case(
         PlainConv(depth=8, window=9), normal(4, 4, 4, 3), V
+    ),
+    "BatchNorm, 3x3, mean over positions": Case(
+        PlainConv(depth=5, norm=batch_norm), IMAGE
     ),
     "He, max pooling, depth 6": Case(PlainConv(depth=6, pool_every=2), IMAGE),
     "asv, F34": Case(
@@ -313,7 +335,24 @@ CASES: dict[str, Case] = {
         Transformer(depth=48, scan=True), TOKENS
     ),
     "ViT-like, scores not scaled, gain 4": Case(
-        Transformer(options=blocks(scaled_scores=False, kernel=scaled(4.0), heads=1)),
+        Transformer(options=blocks(scaled="", kernel=scaled(4.0), heads=1)),
+        TOKENS,
+        ("attention_saturation",),
+    ),
+    "causal, scores divided after the product": Case(
+        Transformer(
+            depth=2,
+            options=blocks(scaled="scores", causal=True),
+            vocabulary=50,
+            embedding=init.normal(0.02),
+        ),
+        WORDS,
+    ),
+    "causal, normalized queries and keys, scores not divided": Case(
+        Transformer(
+            depth=2,
+            options=blocks(scaled="", causal=True, normalized=True, heads=1),
+        ),
         TOKENS,
         ("attention_saturation",),
     ),
@@ -338,6 +377,12 @@ CASES: dict[str, Case] = {
     ),
     # recurrent
     "GRU, 12 steps": Case(Recurrent(), TIME),
+    "LSTM, 12 steps": Case(Recurrent(cell=nn.OptimizedLSTMCell), TIME),
+    "LSTM, recurrent stddev 20": Case(
+        Recurrent(cell=nn.OptimizedLSTMCell, recurrent=init.normal(20.0)),
+        TIME,
+        ("saturation",),
+    ),
     "GRU, recurrent stddev 20": Case(
         Recurrent(recurrent=init.normal(20.0)), TIME, ("saturation",)
     ),

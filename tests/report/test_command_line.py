@@ -64,11 +64,13 @@ def test_a_sick_model_exits_with_1_and_writes_everything(models, tmp_path, capsy
     files = {k: tmp_path / f"out.{k}" for k in ("html", "json", "markdown", "csv")}
     flags = [x for k, f in files.items() for x in (f"--{k}", str(f))]
     args = ["--args", '{"depth": 7, "gain": 0.5}', "--input", "4,16", "--draws", "4"]
-    flags += ["--predict", "recursion"]
+    flags += ["--predict", "recursion", "--tolerance", "50"]
     status = cli.main(["report", f"{models}:Deep", *args, *flags, "--quiet"])
     out = capsys.readouterr()
     assert status == 1, out
     assert "SICK" in out.out
+    assert "tolerance x50" in out.out
+    assert "tolerance x50" in files["html"].read_text()
     assert "vanishing forward" in out.out
     assert "Traceback" not in out.err
     assert json.loads(files["json"].read_text())["verdict"] == "sick"
@@ -150,6 +152,10 @@ def test_argparse_errors_exit_with_2(capsys):
         cli.main(["report"])
     assert caught.value.code == 2
     assert "required: model" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["report", "zoo:mlp", "--tolerance", "0.5"])
+    assert caught.value.code == 2
+    assert "0.5 is not a factor above 1" in capsys.readouterr().err
 
 
 def test_inputs(tmp_path):

@@ -53,6 +53,20 @@ def test_it_is_value_and_grad_and_sees_every_third_step(params, tmp_path):
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
+def test_the_report_is_of_one_network(params):
+    """It is that network which is judged, not an ensemble that it is a sample of."""
+    report = lw.monitor(loss_fn).look(params, BATCH).report()
+    assert report.notes()[0] == "one network, the parameters of step 0"
+    assert not any("interrupted" in note for note in report.notes())
+    found = report.diagnose()
+    assert found.verdict == "healthy", str(found)
+    assert found.basis.startswith("this network alone")
+    broken = jax.tree.map(lambda x: x * jnp.inf, params)
+    report = lw.monitor(loss_fn).look(broken, BATCH).report()
+    assert "not finite, first forward at Dense_0" in report.notes()[1]
+    assert report.diagnose().verdict == "sick"
+
+
 def test_the_numbers_are_those_of_the_loss(params):
     """By hand: the pre-activations of the first layer, and their gradients."""
     seen = lw.monitor(loss_fn).look(params, BATCH)

@@ -122,6 +122,19 @@ def test_the_page_in_a_browser(page, tmp_path):
         assert "predicted by kernel, bars: its stated tolerance" in text
         assert browser.evaluate("document.querySelector('tr.on').dataset.layer") == "3"
 
+        browser.evaluate("document.querySelector('svg').focus()")
+        browser.press("Home", "ArrowRight", "ArrowRight")
+        tip = browser.evaluate("document.getElementById('tip').innerText")
+        assert re.search(r"^2\s+Dense_1", tip), tip
+        browser.press("Escape")
+        assert (
+            browser.evaluate("document.getElementById('tip').style.display") == "none"
+        )
+        browser.evaluate("document.querySelector(\"th[data-column='0']\").focus()")
+        browser.press("Enter")
+        last = "document.querySelector('#body tr td:nth-child(2)').innerText"
+        assert browser.evaluate(last) == "Dense_5"
+
         browser.click("th[data-column='2']")  # by q, least first
         first = "document.querySelector('#body tr td:nth-child(2)').innerText"
         assert browser.evaluate(first) == "Dense_5"

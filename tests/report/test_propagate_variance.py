@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import layerwise as lw
 from helpers import F34_REFERENCE, assert_mean_close
@@ -103,6 +104,14 @@ def test_text_html_and_figure(report):
     assert forward.get_title(loc="left") == "Forward"
     dashed = [y for y in forward.get_lines() if y.get_linestyle() == "--"]
     np.testing.assert_allclose(dashed[0].get_ydata(), report.predicted["forward"])
+
+
+def test_what_plot_returns_is_shown_unless_pyplot_shows_it(report):
+    panels = report.plot()
+    assert panels._repr_png_().startswith(b"\x89PNG")
+    assert panels.figure is panels[0].figure is panels.backward.figure
+    own = Figure().subplots(1, 2)
+    assert report.plot(tuple(own))._repr_png_() is None
 
 
 def test_a_notebook_shows_the_figure(report):

@@ -9,6 +9,7 @@ from report.labelled import CASES, HE, Case, normal
 
 import layerwise as lw
 from layerwise.report.evidence import Evidence
+from layerwise.report.finding import Finding
 
 
 CHEAP = (
@@ -141,6 +142,37 @@ def test_dead_channels_and_rank_collapse_where_they_were_measured(measured):
     assert by_kind["dead_units"].severity == "warning"
     assert by_kind["dead_units"].path == "Dense_1"
     assert "not looked for" in lw.diagnose(measured).basis
+
+
+def test_networks_that_are_dead(measured):
+    """A share of them is the ensemble's state, one of very many is bad luck."""
+    layers = np.array([s.layer for s in measured.sites])
+    for dead, severity in ((3, "sick"), (0, "")):
+        factor = np.ones((8, len(layers)))
+        factor[:dead, layers >= 2] = 0.0
+        found = lw.diagnose(changed(measured, "forward", factor))
+        assert found.verdict == (severity or "healthy"), str(found)
+        if dead:
+            assert (found[0].kind, found[0].path) == ("dead_networks", "Dense_1")
+            assert found[0].evidence["share of networks"].value == dead / 8
+
+
+def test_what_is_found_at_many_layers_is_said_once(measured):
+    mean = dict(measured.mean)
+    mean["forward"] = mean["forward"] + 5.0
+    found = lw.diagnose(dataclasses.replace(measured, mean=mean))
+    drifted = [f for f in found if f.kind == "mean_drift"]
+    assert len(drifted) == 1
+    assert drifted[0].path == "Dense_0"
+    assert drifted[0].evidence["layers"].value == 4
+
+
+def test_a_fix_is_code_or_words():
+    made = lambda fix: Finding("x", "note", "", 0, "", {}, "", fix).fix_is_code
+    assert made('params = lw.initialize(model, inputs, key, scheme="balanced")')
+    assert made("lw.propagate_variance(..., draws=16)")
+    assert not made("widen the layers: the variance of log q falls as depth / width")
+    assert not made("")
 
 
 def test_few_networks_cannot_show_health(measured):
