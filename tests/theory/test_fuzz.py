@@ -15,6 +15,7 @@ import jax
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from layerwise.theory.engine import FAILED
 from layerwise.theory.predict import predict
 from tests.theory.architectures import (
     Architecture,
@@ -44,6 +45,8 @@ def check(architecture, draws=0):
     model, shapes = build(architecture)
     x = jax.numpy.asarray(inputs(architecture))
     prediction = predict(model, example(shapes), x, draws=draws)
+    failed = [v for v in prediction.sampled.values() if v.startswith(FAILED)]
+    assert not failed, (architecture, failed)
     run = functools.partial(
         measure,
         prediction,
@@ -76,6 +79,14 @@ def test_many_random_architectures(shard):
 
 
 FOUND = {
+    # What is normal times a random gain is not, and its derivative goes with the gain.
+    "random gains": Architecture(
+        ("gains", "residual"), act="tanh", head="flat", rank=0, batch=4
+    ),
+    # Some windows of a sparse input are empty: that law is not log-normal.
+    "a first layer on sparse inputs": Architecture(
+        ("shifted", "bias"), act="sin", inputs="sparse", size=4, rank=1
+    ),
     # A maximum sits where the power is high, and so is the gate's other factor there.
     "factors behind a maximum": Architecture(
         ("gate",), act="leaky", width=32, gain=1.0, head="max", inputs="white", size=6

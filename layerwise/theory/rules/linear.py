@@ -55,6 +55,8 @@ def _kernel(ctx: RuleContext, node: Node) -> tuple[Pattern, tuple[Axis, ...], in
     first, second = equation.params["dimension_numbers"].lhs_spec[:2]
     if (roles[first], roles[second]) != ("b", "c"):
         raise NoSoundRule("a map that does not say which axis holds the examples")
+    if any(roles[a] != "s" for a in equation.params["dimension_numbers"].lhs_spec[2:]):
+        raise NoSoundRule("a convolution along channels")
     shapes = [ctx.shape(v) for v in equation.inputs[:2]]  # type: ignore[arg-type]
     spec = equation.params["dimension_numbers"]
     order = np.argsort(spec.lhs_spec[2:])

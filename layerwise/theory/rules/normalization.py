@@ -49,7 +49,9 @@ def _extent(ctx: RuleContext, node: Node, state: State) -> Extent:
     over = roles.count("s")
     if over not in (0, spatial):
         raise NoSoundRule("a normalization over some spatial axes only")
-    channels = state.channels // found.groups if "c" in roles else 1
+    sizes = ctx.shape(node.output)
+    mine = [sizes[a] for a in found.axes if state.axes[a] == "c"]
+    channels = math.prod(mine) // found.groups if mine else 1
     examples = ctx.batch if "b" in roles else 1
     return Extent(examples, bool(over) or not spatial, channels)
 
