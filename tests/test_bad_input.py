@@ -51,6 +51,12 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class Outer(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return Branching(name="inner")(nn.Dense(4)(x))
+
+
 X = np.linspace(-1, 1, 2 * 8 * 8 * 3, dtype=np.float32).reshape(2, 8, 8, 3)
 PARAMS = Net().init(jax.random.key(0), X)
 
@@ -107,7 +113,8 @@ CASES: dict[str, tuple[type[Exception], str, Any, Any, Any, dict[str, Any]]] = {
     "scheme": (InvalidArgumentError, "Did you mean 'glorot'", Net(), None, X, {"scheme": "glorott"}),
     "class": (InvalidArgumentError, "not an instance", Net, None, X, {}),
     "no model": (InvalidArgumentError, "is a int", 3, None, X, {}),
-    "branch": (UnsupportedModelError, "branches in Python", Branching(), None, X, {}),
+    "branch": (UnsupportedModelError, r"branches in Python.*test_bad_input.py:\d+ \(Branching.__call__\)", Branching(), None, X, {}),
+    "branch inside": (UnsupportedModelError, r"\(Branching.__call__\) in inner: ", Outer(), None, X, {}),
     "call": (InputError, "train", Net(), None, X, {"kwargs": {"train": True}}),
     "function": (InvalidArgumentError, "no init", lambda p, x: x @ p, None, X, {}),
 }

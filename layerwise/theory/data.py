@@ -74,8 +74,10 @@ def _field(ctx: RuleContext, x: np.ndarray, lags: tuple[tuple[int, ...], ...]) -
         both = lagging.products(x.sum(axis=0), lags)
         table[1] = (both - same) / (n * (n - 1) * channels)
     mean = x.mean(axis=(0, -1))
-    spread = fluctuation.of_batch(np.square(x).mean(axis=-1), lags)
-    return Field(mean, table, lags, spread=spread).normalized()
+    squares = np.square(x).mean(axis=-1)
+    spread = fluctuation.of_batch(squares, lags)
+    powers = fluctuation.powers_of(squares)
+    return Field(mean, table, lags, spread=spread, powers=powers).normalized()
 
 
 def constant(

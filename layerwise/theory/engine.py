@@ -204,7 +204,7 @@ class Engine:
         rule = registry.find(node.name)
         try:
             if rule is None:
-                raise NoSoundRule("no rule")
+                raise NoSoundRule(_without_rule(node))
             states = [self.state_of(v) for v in node.inputs]
             self.sharing.check(node)
             got = self.repeats.forward(node, states)
@@ -214,8 +214,8 @@ class Engine:
             roots = self.sharing.roots(node, states)
             got = self.sharing.graded(node, got)
             self.known[node.output] = dataclasses.replace(got, roots=roots)
-        except NoSoundRule as error:
-            self._sample(node, str(error))
+        except Exception as error:
+            self._sample(node, _why(error))
 
     def _sample(self, node: Node, reason: str) -> None:
         label = self._label(node)
@@ -283,9 +283,12 @@ class Engine:
                 return self._drawn(value, "equations without weights read it too")
             if share_roots(parts) and not self.sharing.in_pieces(value):
                 return self._drawn(value, "cotangents of one origin meet here")
-            total = parts[0]
-            for other in parts[1:]:
-                total = self._added(value, total, other)
+            try:
+                total = parts[0]
+                for other in parts[1:]:
+                    total = self._added(value, total, other)
+            except Exception as error:
+                return self._drawn(value, _why(error))
             self.total[value] = total
         return self.total[value]
 
@@ -377,8 +380,8 @@ class Engine:
                     back = rule.backward(ctx, node, states, out, fitted)
                     operands = (*states, fitted)
                     self.repeats.remember(node, flags, operands, back)
-            except NoSoundRule as error:
-                self._sample_back(node, str(error))
+            except Exception as error:
+                self._sample_back(node, _why(error))
                 return
             for v, ct in zip(node.inputs, back, strict=True):
                 if ct is not None and v not in self.fixed:
@@ -445,6 +448,24 @@ class Engine:
             self.cotangents[v] = [self.drawn_back[v]]
             self.total.pop(v, None)
         self.fixed = self.fixed | frozenset(wanted)
+
+
+FAILED = "its rule failed"
+
+
+def _why(error: Exception) -> str:
+    """Returns why a node is sampled: a rule that fails takes no other number away."""
+    if isinstance(error, NoSoundRule):
+        return str(error)
+    first = str(error).strip().partition("\n")[0]
+    return f"{FAILED}: {type(error).__name__}: {first}"
+
+
+def _without_rule(node: Node) -> str:
+    """Says that a node has no rule, and what to type where one rule would do."""
+    if node.name == "opaque":
+        return "no rule for what these equations make together"
+    return f'no rule; @layerwise.rule("{node.name}") adds one'
 
 
 def _alike(a: Node, b: Node) -> bool:

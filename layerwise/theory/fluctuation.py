@@ -230,6 +230,25 @@ def renumbered(field: Field, function: Callable[[np.ndarray], np.ndarray]) -> Fi
     )
 
 
+def powers_of(squares: np.ndarray) -> np.ndarray | None:
+    """Returns the law of ``(example, *positions)`` about its means over examples.
+
+    As equally likely factors; None where examples do not differ.
+    """
+    mean = squares.mean(axis=0)
+    known = mean > 0
+    factors = np.sort((squares[:, known] / mean[known]).ravel())
+    if factors.size == 0 or np.ptp(factors) < 1e-6:
+        return None
+    pieces = np.array_split(factors, min(POWERS, factors.size))
+    law = np.array([piece.mean() for piece in pieces])
+    return law / law.mean()
+
+
+POWERS = 16
+"""Factors that a law over examples is reduced to."""
+
+
 def of_batch(squares: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
     """Returns the relative covariance over examples of ``(example, *positions)``."""
     over = tuple(range(-len(lags), 0)) if lags else ()

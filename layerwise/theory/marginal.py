@@ -323,9 +323,13 @@ class Pointwise:
             the fluctuation moved the logarithm of that.
         """
         mean, second, table = self.pairs(self.values(function) * factor)
-        own = self.field.own_spread
-        factors, chances = log_normal(own)
-        if len(factors) == 1:
+        own, factors = self.field.own_spread, self.field.powers
+        if factors is None:
+            factors, chances = log_normal(own)
+        else:
+            chances = np.full(len(factors), 1.0 / len(factors))
+            own = float(np.var(factors))
+        if len(factors) == 1 or not own > 0:
             return mean, table, 0.0, 0.0
         w = weights()
         values = [self.values(function, t) * factor for t in factors]

@@ -106,7 +106,8 @@ class Planner:
             if chain[at + 1] in self.deterministic:
                 at += 1
                 continue
-            end = self._longest(chain, between, at)
+            end = self._normalized(chain, between, at)
+            end = end or self._longest(chain, between, at)
             if chain[end] not in self.nodes:
                 equations = [e for group in between[at:end] for e in group]
                 self._segment(chain[at], chain[end], equations)
@@ -162,6 +163,27 @@ class Planner:
             last = max(v for v in equation.outputs if v in needed)
             between[int(np.searchsorted(chain, last)) - 1].append(equation)
         return chain, between
+
+    def _normalized(
+        self, chain: Sequence[int], between: Sequence[list[Equation]], at: int
+    ) -> int | None:
+        """Returns the end of a normalization that goes on behind its centred value.
+
+        Everything passes through `c = x - mean(x)` on the way to `c / sqrt(mean(c^2))`.
+        """
+        if not any(e.name == "reduce_sum" for e in between[at]):
+            return None
+        found = None
+        for end in range(at + 2, len(chain)):
+            if chain[end - 1] in self.exits or chain[end - 1] in self.nodes:
+                break
+            made = [e for group in between[at:end] for e in group]
+            signals = [e for e in made if any(v in self.flow.root for v in e.outputs)]
+            a, b = chain[at], chain[end]
+            if not recognize(self.traced, a, b, signals, self.constant):
+                break
+            found = end
+        return found
 
     def _longest(
         self, chain: Sequence[int], between: Sequence[list[Equation]], at: int

@@ -74,7 +74,10 @@ class Prediction:
         n = len(self.sampled)
         if n and not self.draws:
             label, reason = next(iter(self.sampled.items()))
-            return f"Left out: what depends on {label}: {reason}."
+            return (
+                f"Left out: what depends on {label}: {reason}. "
+                "lw.predict(..., draws=48) samples it."
+            )
         line = (
             f"{self.equations - n} of {self.equations} equations exact or approximate"
         )

@@ -77,7 +77,7 @@ def of_term(
         return cotangent
     scale = max(f.log_scale for f in (total, term, other))
     whole, mine, theirs = (
-        _entries(f.rescaled(scale)) * s
+        entries(f.rescaled(scale)) * s
         for f, s in zip((total, term, other), (1.0, *signs), strict=True)
     )
     points, chances = _coarse(theirs)
@@ -94,7 +94,7 @@ def of_factor(cotangent: Field, total: Field, factor: Field, other: Field) -> Fi
     profile = cotangent.profile
     if profile is None or is_unknown(profile):
         return cotangent
-    whole, mine, theirs = (_entries(f.normalized()) for f in (total, factor, other))
+    whole, mine, theirs = (entries(f.normalized()) for f in (total, factor, other))
     points, chances = _coarse(theirs)
     products = mine[:, None] * points[None, :]
     unit = np.exp(
@@ -111,18 +111,18 @@ def of_factor(cotangent: Field, total: Field, factor: Field, other: Field) -> Fi
     return cotangent.scaled_safe(together).replace(profile=_normalized(given))
 
 
-def _coarse(entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns fewer (points, probabilities) of the law that `entries` are of."""
+def _coarse(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns fewer (points, probabilities) of the law that `values` are of."""
     weights = marginal.weights().reshape(-1, _GROUP)
     chances = weights.sum(axis=1)
-    return (entries.reshape(-1, _GROUP) * weights).sum(axis=1) / chances, chances
+    return (values.reshape(-1, _GROUP) * weights).sum(axis=1) / chances, chances
 
 
 _GROUP = 4
 """Nodes of the other term taken together: one panel of the rule."""
 
 
-def _entries(field: Field) -> np.ndarray:
+def entries(field: Field) -> np.ndarray:
     """``(node,)``: a typical entry at the nodes."""
     g = marginal.nodes() if field.shape is None else field.shape
     mean = float(np.mean(field.mean))

@@ -7,7 +7,9 @@ and checks that parameters and inputs belong to it before anything is computed.
 
 import contextlib
 import dataclasses
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -237,6 +239,23 @@ def _noting_failures(paths: list[str]) -> Iterator[None]:
         yield
 
 
+def _raised_at(error: Exception) -> str:
+    """Returns ``file.py:12 (Net.__call__)``: the last line that is a user's own."""
+    import flax
+
+    others = [str(Path(m.__file__).parent) for m in (jax, flax) if m.__file__]
+    others.append(str(Path(__file__).parents[1]))
+    frames = [
+        (frame.f_code, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not frame.f_code.co_filename.startswith(tuple(others))
+    ]
+    if not frames:
+        return "a line that is not known"
+    code, line = frames[-1]
+    return f"{code.co_filename}:{line} ({code.co_qualname})"
+
+
 def call_error(
     model: ModelFunction,
     inputs: Sequence[Any],
@@ -244,11 +263,12 @@ def call_error(
     failed: Sequence[str] = (),
 ) -> LayerwiseError:
     """Says what the model objected to when it was called."""
+    where = f" in {failed[0]}" if failed and failed[0] else ""
     if isinstance(error, jax.errors.ConcretizationTypeError):
         return UnsupportedModelError(
             message(
-                f"{model.name} branches in Python on a traced value: "
-                f"{str(error).splitlines()[0]}",
+                f"{model.name} branches in Python on a traced value at "
+                f"{_raised_at(error)}{where}: {str(error).splitlines()[0]}",
                 "Its program depends on the data, so that there is no one set of "
                 "layers.",
                 "Use jnp.where or jax.lax.cond in the model, or pass the flag as a "
@@ -259,7 +279,6 @@ def call_error(
         return leak_error(model, str(error).splitlines()[0])
     shapes = ", ".join(f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in inputs)
     first = str(error).strip().splitlines() or [type(error).__name__]
-    where = f" in {failed[0]}" if failed and failed[0] else ""
     fix = "Pass inputs of the shape and dtype that the model takes, batch axis first"
     if model.input_shape is not None:
         fix += f" (one example is {model.input_shape})"

@@ -1,9 +1,14 @@
 """Random architectures, as pure functions of a list of operations.
 
-An architecture is data, so that one that failed can be pasted into a test by name.
+An architecture is data, so that one that failed can be pasted into a test by name. It
+is a network on vectors, signals, images or volumes; an operation that cannot be done
+(a stride on a single position) is a plain convolution. "add:2" reads the value that was
+there two operations ago.
 """
 
 import functools
+import math
+import random
 import zlib
 from typing import Any, NamedTuple
 
@@ -11,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
+
+from tests.theory.operations import OPS, Constant, Random, convolve
 
 
 ACTIVATIONS = {
@@ -20,37 +27,19 @@ ACTIVATIONS = {
     "gelu": jax.nn.gelu,
     "silu": jax.nn.silu,
     "elu": jax.nn.elu,
+    "selu": jax.nn.selu,
+    "mish": jax.nn.mish,
+    "relu6": jax.nn.relu6,
+    "hard_swish": jax.nn.hard_swish,
     "sigmoid": jax.nn.sigmoid,
     "softplus": jax.nn.softplus,
     "sin": jnp.sin,
     "abs": jnp.abs,
+    "square": jnp.square,
+    "identity": lambda x: x,
 }
-OPS = (
-    "conv",
-    "pointwise",
-    "strided",
-    "dilated",
-    "grouped",
-    "two",
-    "residual",
-    "bottleneck",
-    "post",
-    "projected",
-    "concat",
-    "glu",
-    "gate",
-    "max",
-    "max_overlap",
-    "average",
-    "average_overlap",
-    "batch_norm",
-    "layer_norm",
-    "group_norm",
-    "bias",
-    "scale",
-)
-HEADS = ("mean", "flat", "max")
-INPUTS = ("white", "photo", "offset")
+HEADS = ("mean", "flat", "max", "map", "first", "attended")
+INPUTS = ("white", "photo", "offset", "positive", "sparse", "tokens", "unequal")
 
 
 class Architecture(NamedTuple):
@@ -63,36 +52,12 @@ class Architecture(NamedTuple):
     head: str = "mean"
     inputs: str = "white"
     size: int = 6
+    rank: int = 2
+    batch: int = 4
 
 
-architectures = st.builds(
-    Architecture,
-    ops=st.lists(st.sampled_from(OPS), min_size=1, max_size=5).map(tuple),
-    act=st.sampled_from(sorted(ACTIVATIONS)),
-    width=st.sampled_from([12, 16, 24, 32]),
-    gain=st.sampled_from([1.0, 2.0]),
-    head=st.sampled_from(HEADS),
-    inputs=st.sampled_from(INPUTS),
-    size=st.sampled_from([4, 6, 8]),
-)
-
-
-def inputs(architecture):
-    """Images: white, with the 1/f spectrum of photographs, or white with a mean."""
-    n = architecture.size
-    key = jax.random.key(zlib.crc32(repr(architecture).encode()))
-    x = np.asarray(jax.random.normal(key, (4, n, n, 3)))
-    if architecture.inputs == "offset":
-        x = x + 0.7
-    if architecture.inputs == "photo":
-        f = np.fft.fftfreq(n)
-        radius = np.hypot(f[:, None], f[None])
-        radius[0, 0] = 1 / n
-        x = np.fft.ifft2(
-            np.fft.fft2(x, axes=(1, 2)) / radius[None, :, :, None], axes=(1, 2)
-        ).real
-        x = x @ np.array([[1.0, 0.9, 0.9], [0.0, 0.4, 0.1], [0.0, 0.0, 0.4]])
-    return (x / np.sqrt(np.mean(x**2))).astype(np.float32)
+BACK = ("add", "project", "cat", "gate_with", "subtract")
+"""Operations that read an earlier value: "add:2"."""
 
 
 class _Network:
@@ -100,118 +65,156 @@ class _Network:
 
     def __init__(self, architecture, params: dict[str, Any] | None):
         self.architecture, self.params = architecture, params
-        self.shapes: dict[str, tuple[tuple[int, ...], float]] = {}
+        self.shapes: dict[str, Random | Constant] = {}
         self.act = ACTIVATIONS[architecture.act]
+        self.seen: list[jax.Array] = []
+
+    def parameter(self, law):
+        name = f"w{len(self.shapes):02}"
+        self.shapes[name] = law
+        return jnp.ones(law.shape) if self.params is None else self.params[name]
 
     def weight(self, shape, variance):
-        name = f"w{len(self.shapes):02}"
-        self.shapes[name] = (shape, variance)
-        if self.params is None:
-            return jnp.zeros(shape)
-        return self.params[name]
+        return self.parameter(Random(tuple(shape), variance))
 
-    def conv(self, x, width=None, kernel=3, stride=1, dilation=1, groups=1):
+    def dense(self, x, width, gain=None):
+        gain = self.architecture.gain if gain is None else gain
+        return x @ self.weight((x.shape[-1], width), gain / x.shape[-1])
+
+    def kernel(self, x, width, size, groups=1):
+        fan = size ** (x.ndim - 2) * x.shape[-1] // groups
+        shape = (*(size,) * (x.ndim - 2), x.shape[-1] // groups, width)
+        return self.weight(shape, self.architecture.gain / fan)
+
+    def conv(self, x, width=None, kernel=3, groups=1, **how):
         width = width or self.architecture.width
-        fan = kernel * kernel * x.shape[-1] // groups
-        shape = (kernel, kernel, x.shape[-1] // groups, width)
-        return jax.lax.conv_general_dilated(
-            x,
-            self.weight(shape, self.architecture.gain / fan),
-            (stride, stride),
-            "SAME",
-            rhs_dilation=(dilation, dilation),
-            feature_group_count=groups,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        if x.shape[-1] % groups or width % groups:
+            groups = 1
+        if x.ndim == 2:
+            return self.dense(x, width)
+        w = self.kernel(x, width, kernel, groups)
+        return convolve(x, w, groups=groups, **how)
+
+    def block(self, x):
+        """A residual branch: as many channels as there are."""
+        return self.conv(self.act(x), x.shape[-1])
 
     def run(self, x):
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            x = self.weight((TOKENS, self.architecture.width), 1.0)[x]
         x = self.conv(x)
-        for op in self.architecture.ops:
-            x = self.step(op, x)
-        x = self.act(x)
-        match self.architecture.head:
-            case "mean":
-                x = x.mean((1, 2))
-            case "max":
-                x = x.max((1, 2))
-            case _:
-                x = x.reshape(x.shape[0], -1)
+        for name in self.architecture.ops:
+            self.seen.append(x)
+            what, _, back = name.partition(":")
+            if back:
+                y = self.seen[max(len(self.seen) - 1 - int(back), 0)]
+                got = self.join(what, x, y)
+            else:
+                got = OPS[what](self, x)
+            x = self.conv(self.act(x)) if got is None else got
+        x = self.head(self.act(x))
         return x @ self.weight((x.shape[-1], 4), 1.0 / x.shape[-1])
 
-    def step(self, op, x):
-        act, conv = self.act, self.conv
-        match op:
-            case "conv":
-                return conv(act(x))
-            case "pointwise":
-                return conv(act(x), kernel=1)
-            case "strided" if x.shape[1] > 2:
-                return conv(act(x), stride=2)
-            case "dilated":
-                return conv(act(x), dilation=2)
-            case "grouped":
-                return conv(act(x), groups=4)
-            case "two":
-                return conv(act(conv(act(x), kernel=1)))
-            case "residual":
-                return x + conv(act(x))
-            case "bottleneck":
-                half = self.architecture.width // 2
-                return x + conv(act(conv(act(x), half, kernel=1)))
-            case "post":
-                return act(x + conv(act(conv(x))))
-            case "projected":
-                y = act(x)
-                return conv(y, kernel=1) + conv(act(conv(y)))
-            case "concat":
-                y = act(x)
-                return conv(jnp.concatenate([conv(y), conv(y, kernel=1), y], -1))
-            case "glu":
-                a, b = jnp.split(conv(act(x), 2 * self.architecture.width), 2, -1)
-                return conv(a * jax.nn.sigmoid(b))
-            case "gate":
-                return conv(conv(x) * jax.nn.sigmoid(conv(act(x), kernel=1)))
-            case "max" if x.shape[1] > 2:
-                return conv(pool(act(x), "max", 2, 0))
-            case "max_overlap" if x.shape[1] > 2:
-                return conv(pool(act(x), "max", 3, 1))
-            case "average" if x.shape[1] > 2:
-                return conv(pool(act(x), "sum", 2, 0))
-            case "average_overlap" if x.shape[1] > 2:
-                return conv(pool(act(x), "sum", 3, 1))
-            case "batch_norm":
-                return conv(act(normalize(x, (0, 1, 2))))
-            case "layer_norm":
-                return conv(act(normalize(x, (3,))))
-            case "group_norm":
-                y = x.reshape(*x.shape[:3], 2, -1)
-                return conv(act(normalize(y, (1, 2, 4)).reshape(x.shape)))
-            case "bias":
-                return x + self.weight((x.shape[-1],), 0.3)
-            case "scale":
-                return 0.7 * x
-        return conv(act(x))
+    def join(self, what, x, y):
+        if y.shape[:-1] != x.shape[:-1]:
+            return None
+        if what != "cat" and y.shape != x.shape:
+            y = self.conv(y, x.shape[-1], kernel=1)
+        match what:
+            case "add":
+                return x + y
+            case "subtract":
+                return self.act(x) - y
+            case "project":
+                return self.conv(self.act(x), x.shape[-1]) + self.conv(
+                    y, x.shape[-1], kernel=1
+                )
+            case "cat":
+                return jnp.concatenate([self.conv(self.act(x)), y], -1)
+            case _:
+                return self.block(x) * jax.nn.sigmoid(y)
+
+    def head(self, x):
+        positions = tuple(range(1, x.ndim - 1))
+        match self.architecture.head:
+            case "mean":
+                return x.mean(positions)
+            case "max":
+                return x.max(positions) if positions else x
+            case "first":
+                return x[(slice(None), *(0 for _ in positions))]
+            case "flat":
+                return x.reshape(x.shape[0], -1)
+            case "attended" if x.ndim > 2:
+                x = x.reshape(x.shape[0], -1, x.shape[-1])
+                score = jax.nn.softmax(self.dense(x, 1, 1.0), axis=1)
+                return (score * x).sum(1)
+        return x
 
 
-def pool(x, what, size, pad):
-    window, strides = (1, size, size, 1), (1, 2, 2, 1)
-    pads = ((0, 0), (pad, pad), (pad, pad), (0, 0))
-    if what == "max":
-        low = -np.float32(np.inf)
-        return jax.lax.reduce_window(x, low, jax.lax.max, window, strides, pads)
-    zero = np.float32(0)
-    total = jax.lax.reduce_window(x, zero, jax.lax.add, window, strides, pads)
-    return total / size**2
+TOKENS = 11
 
 
-def normalize(x, axes):
-    mean = x.mean(axes, keepdims=True)
-    centred = x - mean
-    return centred * jax.lax.rsqrt((centred**2).mean(axes, keepdims=True) + 1e-5)
+def numbered(number):
+    """Returns one architecture of all: neighbouring numbers have nothing in common."""
+    rng = random.Random(number)
+
+    def operation():
+        name = rng.choice((*sorted(OPS), *BACK, *BACK, *BACK))
+        return f"{name}:{rng.randint(1, 3)}" if name in BACK else name
+
+    return Architecture(
+        ops=tuple(operation() for _ in range(rng.randint(1, 6))),
+        act=rng.choice(sorted(ACTIVATIONS)),
+        width=rng.choice([12, 16, 24]),
+        gain=rng.choice([1.0, 2.0]),
+        head=rng.choice(HEADS),
+        inputs=rng.choice(INPUTS),
+        size=rng.choice([3, 4, 5]),
+        rank=rng.choice([2, 2, 2, 2, 1, 1, 1, 0, 0, 3]),
+        batch=rng.choice([4, 4, 1]),
+    )
+
+
+def numbers(shard):
+    """Strategy: numbers of one of many disjoint sets of architectures."""
+    return st.integers(1000 * shard, 1000 * shard + 999)
+
+
+def inputs(architecture):
+    """Returns the data: of mean square 1, or integers.
+
+    White; with the 1/f spectrum of photographs; with a mean; not negative; mostly zero;
+    examples of unlike size.
+    """
+    n, batch, rank = architecture.size, architecture.batch, architecture.rank
+    space = (2 * n,) if rank == 1 else (2, 3, 3) if rank == 3 else (n,) * rank
+    key = jax.random.key(zlib.crc32(repr(architecture).encode()))
+    if architecture.inputs == "tokens" and rank == 1:
+        return np.asarray(jax.random.randint(key, (batch, *space), 0, TOKENS))
+    channels = 3 if rank else 10
+    x = np.asarray(jax.random.normal(key, (batch, *space, channels)))
+    match architecture.inputs:
+        case "offset":
+            x = x + 0.7
+        case "positive":
+            x = np.abs(x)
+        case "sparse":
+            x = np.where(x > 0.8, x, 0.0)
+        case "unequal":
+            x = x * np.exp(np.linspace(-1, 1, batch)).reshape(-1, *(1,) * (rank + 1))
+        case "photo" if rank:
+            axes = tuple(range(1, 1 + rank))
+            grid = np.meshgrid(*(np.fft.fftfreq(m) for m in space), indexing="ij")
+            radius = np.sqrt(sum(f**2 for f in grid))
+            radius.flat[0] = 1 / n
+            x = np.fft.ifftn(np.fft.fftn(x, axes=axes) / radius[..., None], axes=axes)
+            x = x.real @ np.array([[1.0, 0.9, 0.9], [0.0, 0.4, 0.1], [0.0, 0.0, 0.4]])
+    return (x / np.sqrt(np.mean(x**2))).astype(np.float32)
 
 
 def build(architecture):
-    """Returns (model, law of its weights: name -> (shape, variance))."""
+    """Returns (model, law of its weights: name -> `Random` or `Constant`)."""
     blank = _Network(architecture, None)
     jax.eval_shape(blank.run, jnp.asarray(inputs(architecture)))
 
@@ -221,21 +224,29 @@ def build(architecture):
     return model, blank.shapes
 
 
-def draw(shapes, key):
-    """Returns one network: independent normal weights."""
-    keys = jax.random.split(key, len(shapes))
-    return {
-        n: jnp.sqrt(v) * jax.random.normal(k, s)
-        for (n, (s, v)), k in zip(shapes.items(), keys, strict=True)
-    }
+def draw(laws, key):
+    """Returns one network, cut from one array: its size is rounded up, so that few
+    programs that make it are ever compiled."""
+    sizes = {n: math.prod(law.shape) for n, law in laws.items()}
+    total = 1 << (sum(sizes.values()) - 1).bit_length()
+    entries, at, made = jax.random.normal(key, (total,)), 0, {}
+    for n, law in laws.items():
+        if isinstance(law, Constant):
+            made[n] = jnp.full(law.shape, law.value)
+            continue
+        own = entries[at : at + sizes[n]].reshape(law.shape)
+        made[n], at = own * np.float32(np.sqrt(law.variance)), at + sizes[n]
+    return made
 
 
-def example(shapes):
+def example(laws):
     """Returns parameters with exactly these second moments: what predictions read."""
-    return {
-        n: jnp.asarray(
-            np.sqrt(v) * np.where(np.arange(np.prod(s)) % 2, 1.0, -1.0).reshape(s),
-            jnp.float32,
-        )
-        for n, (s, v) in shapes.items()
-    }
+
+    def one(law):
+        if isinstance(law, Constant):
+            return jnp.full(law.shape, law.value)
+        signs = np.where(np.arange(math.prod(law.shape)) % 2, 1.0, -1.0)
+        size = np.sqrt(law.variance)
+        return jnp.asarray(size * signs.reshape(law.shape), jnp.float32)
+
+    return {n: one(law) for n, law in laws.items()}

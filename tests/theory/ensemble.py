@@ -5,12 +5,15 @@ mean square of every named value and of its cotangent. It runs once or twice, so
 compiled with little optimization.
 """
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from layerwise.theory.state import Grade
-from layerwise.tracing.graph import evaluate
+from layerwise.tracing.graph import evaluate, needed_for
 
 
 COMPILER_OPTIONS = {
@@ -20,7 +23,7 @@ COMPILER_OPTIONS = {
 DIRECTIONS = ("forward", "backward")
 
 
-def measure(prediction, draw, x, *, draws, seed=0, batch=64):
+def measure(prediction, draw, x, *, draws, seed=0, batch=64, compiled=True):
     """Returns {direction: {value: (draws,)}} of every value the prediction names.
 
     Args:
@@ -30,38 +33,68 @@ def measure(prediction, draw, x, *, draws, seed=0, batch=64):
         draws: Number of networks.
         seed: Of their keys.
         batch: Networks at a time.
+        compiled: Compile the whole program. Otherwise its equations one by one, which
+            many small programs have in common, and only for what is claimed.
     """
-    graph = prediction.traced.graph
-    values = tuple(dict.fromkeys(s.value for s in prediction.sites))
-
-    def one(key):
-        own, signs = jax.random.split(key)
-        args = [*jax.tree.leaves(draw(own)), x]
-
-        def loss(shifts):
-            seen = {}
-
-            def on_value(v, y):
-                if v in shifts:
-                    y = y + shifts[v]
-                    seen[v] = jnp.mean(jax.lax.stop_gradient(y) ** 2)
-                return y
-
-            (out,) = evaluate(graph, args, on_value=on_value)
-            sign = jax.random.rademacher(signs, out.shape, out.dtype)
-            return jnp.sum(sign * out), seen
-
-        zero = {v: jnp.zeros(graph.avals[v].shape) for v in values}
-        back, forward = jax.grad(loss, has_aux=True)(zero)
-        return forward, {v: jnp.mean(g**2) for v, g in back.items()}
-
+    values = claimed(prediction)
+    if compiled:
+        everything = tuple(dict.fromkeys(s.value for s in prediction.sites))
+        values = dict.fromkeys(DIRECTIONS, everything)
+    one = functools.partial(_moments, prediction.traced.graph, draw, x, values)
     keys = jax.random.split(jax.random.key(seed, impl="unsafe_rbg"), draws)
-    run = jax.jit(
-        lambda k: jax.lax.map(one, k, batch_size=batch),
-        compiler_options=COMPILER_OPTIONS,
-    )
-    got = jax.tree.map(lambda a: np.asarray(a, np.float64), run(keys))
+    if compiled:
+        run = jax.jit(
+            lambda k: jax.lax.map(one, k, batch_size=batch),
+            compiler_options=COMPILER_OPTIONS,
+        )
+        parts = [run(keys)]
+    else:
+        parts = [jax.vmap(one)(keys[i : i + batch]) for i in range(0, draws, batch)]
+    got = jax.tree.map(lambda *a: np.concatenate(a, dtype=np.float64), *parts)
     return dict(zip(DIRECTIONS, got, strict=True))
+
+
+def claimed(prediction):
+    """Returns {direction: the values of which a moment is predicted, not measured}."""
+    return {
+        d: tuple(
+            dict.fromkeys(
+                s.value
+                for s, grade in zip(prediction.sites, prediction.grade[d], strict=True)
+                if grade not in (None, Grade.MEASURED)
+            )
+        )
+        for d in DIRECTIONS
+    }
+
+
+def _moments(graph, draw, x, values, key):
+    """Returns the mean squares of values, and of cotangents, in one network."""
+    own, signs = jax.random.split(key)
+    args = [*jax.tree.leaves(draw(own)), x]
+    if not values["backward"]:
+        kept = needed_for(graph.equations, values["forward"])
+        graph = dataclasses.replace(graph, equations=kept, outputs=())
+
+    def loss(shifts):
+        seen = {}
+
+        def on_value(v, y):
+            if v in values["forward"]:
+                seen[v] = jnp.mean(jax.lax.stop_gradient(y) ** 2)
+            return y + shifts[v] if v in shifts else y
+
+        outputs = evaluate(graph, args, on_value=on_value)
+        total = jnp.zeros(())
+        for out in outputs:
+            total += jnp.sum(jax.random.rademacher(signs, out.shape, out.dtype) * out)
+        return total, seen
+
+    if not values["backward"]:
+        return loss({})[1], {}
+    zero = {v: jnp.zeros(graph.avals[v].shape) for v in values["backward"]}
+    back, forward = jax.grad(loss, has_aux=True)(zero)
+    return forward, {v: jnp.mean(g**2) for v, g in back.items()}
 
 
 def misses(prediction, measured, n_sigma=5.0):

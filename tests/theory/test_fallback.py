@@ -41,7 +41,7 @@ def test_an_unknown_primitive_is_named_with_its_line_and_layer():
     assert label.startswith("sort at ")
     assert "test_fallback.py" in label
     assert label.endswith(", behind a")
-    assert reason == "no rule"
+    assert reason == 'no rule; @layerwise.rule("sort") adds one'
     # Sorting keeps every square, forward and backward.
     second = {d: got.second[d] for d in ("forward", "backward")}
     q_1 = second["forward"][got.find("u", 1)]

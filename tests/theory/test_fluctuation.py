@@ -15,13 +15,14 @@ from layerwise.theory.response import NO_RESPONSE, Response, log_normal
 from layerwise.theory.state import Field
 from tests.theory.architectures import draw, example
 from tests.theory.ensemble import measure, misses
+from tests.theory.operations import Random
 
 
 WIDTH, DEPTH, DRAWS = 24, 5, 4096
 SHAPES = {
-    f"w{i}": ((WIDTH if i else 40, WIDTH), 2.0 / (WIDTH if i else 40))
+    f"w{i}": Random((WIDTH if i else 40, WIDTH), 2.0 / (WIDTH if i else 40))
     for i in range(DEPTH)
-} | {"x": ((WIDTH, 10), 1.0 / WIDTH)}
+} | {"x": Random((WIDTH, 10), 1.0 / WIDTH)}
 
 
 def dense(params, x, phi):

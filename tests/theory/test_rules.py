@@ -68,6 +68,14 @@ def layer_norm(u):
     return (u - mean) * jax.lax.rsqrt(var + 1e-6)
 
 
+def group_norm(u, groups=2):
+    """By hand, in two passes: everything goes through the centred value."""
+    y = u.reshape(*u.shape[:-1], groups, -1)
+    centred = y - y.mean((1, 2, 4), keepdims=True)
+    variance = (centred**2).mean((1, 2, 4), keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + 1e-5)).reshape(u.shape)
+
+
 def window_sum(u):
     zero = np.float32(0)
     return jax.lax.reduce_window(
@@ -175,6 +183,8 @@ MORE = {  # a second form of some rules
     ),
     "bias": (lambda p, u: jax.nn.relu(u + p["b"])),
     "layer norm": (lambda p, u: layer_norm(conv(jax.nn.relu(u), p["wide"]))),
+    "group norm by hand": (lambda p, u: group_norm(conv(jax.nn.relu(u), p["wide"]))),
+    "gains, then an activation": (lambda p, u: jnp.tanh(u * p["b"])),
     "channels padded": (lambda p, u: jnp.pad(u, ((0, 0),) * 3 + ((1, 3),))),
     "silu": (lambda p, u: jax.nn.silu(u)),
     "rows merged": (lambda p, u: window_sum(jnp.repeat(jax.nn.relu(u), 2, axis=1))),

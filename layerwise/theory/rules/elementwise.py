@@ -2,17 +2,17 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from layerwise.moments.activations import Numeric, cached_float64, two_slopes
-from layerwise.theory import data, lags as lagging, marginal, profile as profiles
+from layerwise.theory import lags as lagging, marginal, profile as profiles
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.response import Response
+from layerwise.theory.rules.parameters import add_parameter, parameter
 from layerwise.theory.state import (
     UNKNOWN,
     Field,
@@ -242,7 +242,7 @@ class Sum:
         if len(node.inputs) == 1:
             if equation.inputs[0] == equation.inputs[1]:
                 raise NoSoundRule("a value added to itself")
-            return _add_parameter(ctx, node, states[0], sign)
+            return add_parameter(ctx, node, states[0], sign)
         a, b = states
         if a.axes != b.axes:
             raise NoSoundRule("operands whose axes have different roles")
@@ -282,6 +282,8 @@ class Sum:
         back = [cotangent] * len(states)
         if len(states) == 2:
             back = [_given_term(node, states, i, out, cotangent) for i in (0, 1)]
+        else:
+            back = [_given_bias(ctx, node, states[0], out, cotangent)]
         return [
             _of_term(fit_parts(ct, s), s, out)
             for ct, s in zip(back, states, strict=True)
@@ -303,6 +305,27 @@ def _given_term(
         aligned(*states), out.parts, cotangent.parts, strict=True
     ):
         parts.append((n, profiles.of_term(ct, s, terms[i], terms[1 - i], order)))
+    return dataclasses.replace(cotangent, parts=tuple(parts))
+
+
+def _given_bias(
+    ctx: RuleContext, node: Node, mine: State, out: State, cotangent: State
+) -> State:
+    """Returns the cotangent with its profile by z of what a parameter was added to."""
+    moments, _, mean, second = parameter(ctx, node)
+    if moments.value is not None or all(f.profile is None for _, f in cotangent.parts):
+        return cotangent
+    other = Field(np.asarray(mean), np.asarray([second]), ())
+    equation = node.equations[0]
+    flips = [-1.0 if node.name == "sub" and i else 1.0 for i in (0, 1)]
+    if equation.inputs[0] != node.inputs[0]:
+        flips.reverse()
+    parts = [
+        (n, profiles.of_term(ct, s, f, other, (flips[0], flips[1])))
+        for (n, f), (_, s), (_, ct) in zip(
+            mine.parts, out.parts, cotangent.parts, strict=True
+        )
+    ]
     return dataclasses.replace(cotangent, parts=tuple(parts))
 
 
@@ -366,28 +389,6 @@ def _collected(
     return total.parts
 
 
-def variation(array: np.ndarray, roles: Sequence[str], role: str) -> bool:
-    """Whether an array differs along any axis of a role."""
-    lead = len(roles) - array.ndim
-    for a, r in enumerate(roles):
-        if r == role and a >= lead and array.shape[a - lead] > 1:
-            moved = np.moveaxis(array, a - lead, 0)
-            if np.any(moved != moved[:1]):
-                return True
-    return False
-
-
-def parameter(ctx: RuleContext, node: Node) -> tuple[Any, np.ndarray, float, float]:
-    """Returns (its moments, one sample of it, mean, second moment) of the parameter."""
-    flow = ctx.traced.flow
-    (atom,) = [a for a in node.equations[0].inputs if not flow.is_signal(a)]
-    moments = ctx.weight(atom)
-    if moments.value is not None:
-        array = moments.value
-        return moments, array, float(array.mean()), float(np.mean(array**2))
-    return moments, ctx.sample(atom), moments.mean, moments.second
-
-
 def _slope_at_zero(ctx: RuleContext, node: Node) -> float:
     """Returns the derivative at zero as the program has it: kinks are there."""
     graph, (source,) = ctx.traced.graph, node.inputs
@@ -410,71 +411,3 @@ def _slope_at_zero(ctx: RuleContext, node: Node) -> float:
 
 def _with_zero(slope: Numeric, zero: float) -> Numeric:
     return lambda x: np.where(x == 0.0, zero, slope(x))
-
-
-def _add_constant(
-    ctx: RuleContext, state: State, array: np.ndarray, shape: Sequence[int], flip: float
-) -> State:
-    """Returns the state plus a fixed array, known at every position."""
-    parts = []
-    constants = data.constant(ctx, array, state, shape)
-    for (n, f), g in zip(state.parts, constants, strict=True):
-        scale = max(f.log_scale, g.log_scale) if np.any(f.table) else g.log_scale
-        f, g = f.rescaled(scale), g.rescaled(scale)
-        old = flip * f.mean
-        cross = old * lagging.shifted(g.mean, f.lags)
-        cross = cross + g.mean * lagging.shifted(old, f.lags)
-        parts.append(
-            (
-                n,
-                f.replace(
-                    mean=old + g.mean,
-                    table=f.table + cross + g.table,
-                    symmetric=False,
-                    comb=(),
-                ),
-            )
-        )
-    return dataclasses.replace(state, parts=tuple(parts), terms=())
-
-
-def _add_parameter(ctx: RuleContext, node: Node, state: State, sign: float) -> State:
-    moments, array, mean, second = parameter(ctx, node)
-    out = [f for _, f in state.parts]
-    shape = ctx.shape(node.output)
-    if ctx.shape(node.inputs[0]) != shape:
-        raise NoSoundRule("a signal broadcast against a parameter")
-    if variation(array, state.axes, "b"):
-        raise NoSoundRule("a parameter that differs by example")
-    by_position = variation(array, state.axes, "s")
-    if moments.value is not None and by_position:
-        mine = node.equations[0].inputs.index(node.inputs[0])
-        if mine == 0:
-            return _add_constant(ctx, state, sign * array, shape, 1.0)
-        return _add_constant(ctx, state, array, shape, sign)
-    flip = -1.0 if sign < 0 and node.equations[0].inputs[1] == node.inputs[0] else 1.0
-    parts = []
-    for (n, _), f in zip(state.parts, out, strict=True):
-        with np.errstate(under="ignore", over="ignore"):
-            unit = float(np.exp(-f.log_scale)) if f.log_scale < 700 else 0.0
-        if not np.isfinite(unit) or not np.any(f.table):
-            f, unit = f.rescaled(0.0), 1.0
-        shift = sign * flip * mean * np.sqrt(unit) * np.ones(f.sizes)
-        old = f.mean * flip
-        table = f.table + (
-            old * lagging.shifted(shift, f.lags) + shift * lagging.shifted(old, f.lags)
-        )
-        inside = lagging.inside(f.lags, f.sizes)
-        spread = (second - mean**2) * unit
-        table = table + mean**2 * unit * inside
-        if by_position:
-            table[(0, *(v.index(0) for v in f.lags))] += spread
-            if f.table.shape[0] == 2:
-                table[(1, *(v.index(0) for v in f.lags))] += spread
-        else:
-            table = table + spread * inside
-        keeps = f.symmetric and mean == 0.0
-        parts.append(
-            (n, f.replace(mean=old + shift, table=table, symmetric=keeps, comb=()))
-        )
-    return dataclasses.replace(state, parts=tuple(parts), terms=())

@@ -55,6 +55,8 @@ def _kernel(ctx: RuleContext, node: Node) -> tuple[Pattern, tuple[Axis, ...], in
     first, second = equation.params["dimension_numbers"].lhs_spec[:2]
     if (roles[first], roles[second]) != ("b", "c"):
         raise NoSoundRule("a map that does not say which axis holds the examples")
+    if any(roles[a] != "s" for a in equation.params["dimension_numbers"].lhs_spec[2:]):
+        raise NoSoundRule("a convolution along channels")
     shapes = [ctx.shape(v) for v in equation.inputs[:2]]  # type: ignore[arg-type]
     spec = equation.params["dimension_numbers"]
     order = np.argsort(spec.lhs_spec[2:])
@@ -92,10 +94,10 @@ class Convolution:
         channels = ctx.shape(node.output)[spec.out_spec[1]]
         taps = int(np.prod([a.taps for a in axes]))
         if source in ctx.data:
-            spread = 0.0 if ctx.white else _spread_of_data(ctx, source, axes, got.lags)
+            spread, powers = _spread_of_data(ctx, source, axes, got.lags)
         else:
-            spread = fluctuation.contracted(state, *_taps(axes), got.lags)
-        got = got.replace(weights=float(fan * taps), spread=spread)
+            spread, powers = fluctuation.contracted(state, *_taps(axes), got.lags), None
+        got = got.replace(weights=float(fan * taps), spread=spread, powers=powers)
         out = _output(state, tuple(roles), channels, got)
         return _graded(out, pattern, fan)
 
@@ -176,13 +178,13 @@ def _spread_of_data(
     source: int,
     axes: Sequence[Axis],
     lags: Sequence[tuple[int, ...]],
-) -> Any:
-    """Relative variance over examples of the sum of squares under the taps. Exact."""
+) -> tuple[Any, np.ndarray | None]:
+    """Relative variance and law over examples of the squares under the taps. Exact."""
     x = np.asarray(ctx.data[source], np.float64)
-    if x.shape[0] != ctx.batch or ctx.batch == 1:
-        return 0.0
+    if ctx.white or x.shape[0] != ctx.batch or ctx.batch == 1:
+        return 0.0, None
     squares = _summed(np.square(x).mean(axis=-1), axes, 1)
-    return fluctuation.of_batch(squares, lags)
+    return fluctuation.of_batch(squares, lags), fluctuation.powers_of(squares)
 
 
 def _wanted(ctx: RuleContext, axis: Axis) -> tuple[int, ...]:
@@ -321,6 +323,7 @@ class Product:
             spread=fluctuation.contracted(
                 state, *_ones(state), got.lags, fixed=node.inputs[0] in ctx.data
             ),
+            powers=state.parts[0][1].powers if node.inputs[0] in ctx.data else None,
         )
         out = _output(state, roles, channels, field.normalized())
         return _graded(out, pattern, fan)

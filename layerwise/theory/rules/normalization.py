@@ -18,8 +18,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import betaincinv, ndtr
 
-from layerwise.theory import lags as lagging
+from layerwise.theory import lags as lagging, marginal
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.normalization import Normalization
 from layerwise.theory.registry import NoSoundRule, rule
@@ -49,7 +50,9 @@ def _extent(ctx: RuleContext, node: Node, state: State) -> Extent:
     over = roles.count("s")
     if over not in (0, spatial):
         raise NoSoundRule("a normalization over some spatial axes only")
-    channels = state.channels // found.groups if "c" in roles else 1
+    sizes = ctx.shape(node.output)
+    mine = [sizes[a] for a in found.axes if state.axes[a] == "c"]
+    channels = math.prod(mine) // found.groups if mine else 1
     examples = ctx.batch if "b" in roles else 1
     return Extent(examples, bool(over) or not spatial, channels)
 
@@ -219,15 +222,37 @@ def _normalized(
         table = table + found.offset * (mean + lagging.shifted(mean, f.lags))
         table = (table + found.offset**2) * lagging.inside(f.lags, f.sizes)
         mean = mean + found.offset
+    shape = f.shape
+    if shape is None and not np.any(f.mean):
+        shape = _on_sphere(stats.freedom)
     return Field(
         mean,
         table,
         f.lags,
         0.0,
-        shape=f.shape,
+        shape=shape,
         symmetric=f.symmetric and not found.offset,
         spread=f.spread if extent.examples > 1 else 0.0,
     )
+
+
+def _on_sphere(freedom: float) -> np.ndarray | None:
+    """Returns the law of a normal value divided by its set's root mean square.
+
+    That of one coordinate on a sphere in as many dimensions as the set has degrees of
+    freedom: its square over their number is Beta(1/2, (freedom - 1)/2). None where it
+    is nearly normal: its kurtosis is 3 freedom / (freedom + 2).
+    """
+    if freedom > NEARLY_NORMAL:
+        return None
+    z = marginal.nodes()
+    share = betaincinv(
+        0.5, 0.5 * (freedom - 1.0), np.clip(2 * ndtr(np.abs(z)) - 1, 0, 1)
+    )
+    return marginal.standardize(np.sign(z) * np.sqrt(share))
+
+
+NEARLY_NORMAL = 200.0
 
 
 def _or_one(x: np.ndarray) -> np.ndarray:

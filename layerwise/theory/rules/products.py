@@ -1,27 +1,33 @@
 """Products: of two signals (gates), with a parameter (scales), with a fixed mask."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from layerwise.theory import data, marginal, profile as profiles
-from layerwise.theory.context import Node, RuleContext
+from layerwise.theory.context import Node, RuleContext, WeightMoments
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.rules.elementwise import (
     aligned,
     fit_parts,
-    parameter,
-    variation,
     worst,
 )
+from layerwise.theory.rules.parameters import parameter, variation
 from layerwise.theory.state import Field, Grade, State, common
 
 
-def scale_parts(
-    ctx: RuleContext, state: State, array: np.ndarray, mean: float, second: float
-) -> State:
-    """Returns the state times a parameter with these moments."""
+def scale_parts(state: State, array: np.ndarray, gains: Field) -> State:
+    """Returns the state times a parameter.
+
+    Args:
+        state: The state.
+        array: One sample of the parameter, to see along what it varies.
+        gains: The law of its entries.
+    """
+    mean, second = float(gains.mean), float(gains.table[0])
+    varies = second - mean**2 > 1e-12 * second
     by_position = variation(array, state.axes, "s")
     by_example = variation(array, state.axes, "b")
 
@@ -33,12 +39,38 @@ def scale_parts(
             table[at] = f.table[at] * second
         if by_example and f.table.shape[0] == 2:
             table[1] = f.table[1] * mean**2
-        return f.replace(mean=f.mean * mean, table=table, joint=None, shape=None)
+        shape = _product_shape(f, gains) if varies else f.shape
+        return f.replace(mean=f.mean * mean, table=table, joint=None, shape=shape)
 
     out = state.map(scale, terms=())
-    varies = second - mean**2 > 1e-12 * second
-    gaussian = Grade.APPROXIMATE if varies else Grade.EXACT
-    return dataclasses.replace(out, grade=worst(state.grade, gaussian))
+    if not varies:
+        return out
+    return dataclasses.replace(
+        out,
+        grade=worst(state.grade, Grade.APPROXIMATE),
+        pair_tolerance=state.pair_tolerance + (0.0 if by_position else _alike(gains)),
+    )
+
+
+def _alike(gains: Field) -> float:
+    """Returns how far pairs that share their gain are from pairs that do not.
+
+    The pairs of a product are taken for those of its law; of two slopes' functions,
+    E[g^2] is what a pair has, and E[|g|]^2 what is taken for it.
+    """
+    sizes = np.abs(profiles.entries(gains)) @ marginal.weights()
+    return float(np.log(float(gains.table[0]) / sizes**2))
+
+
+def _gains(
+    moments: WeightMoments, array: np.ndarray, mean: float, second: float
+) -> Field:
+    """Returns the law of the entries of a parameter; that of random ones is normal."""
+    law = None
+    if moments.value is not None or moments.draws is not None:
+        entries = array if moments.draws is None else moments.draws
+        law = marginal.of_samples(entries.ravel()[:: max(1, entries.size // 4096)])
+    return Field(np.asarray(mean), np.asarray([second]), (), shape=law)
 
 
 def _placed(array: np.ndarray, state: State) -> bool:
@@ -71,7 +103,13 @@ def _times_constant(
     return dataclasses.replace(state, parts=tuple(parts), grade=grade, terms=())
 
 
-def _times_parameter(ctx: RuleContext, node: Node, state: State) -> State:
+def _times_parameter(
+    ctx: RuleContext,
+    node: Node,
+    state: State,
+    given: Callable[[State, Field], State] = lambda state, _: state,
+) -> State:
+    """Returns the state times a parameter, `given` what it was with this law of it."""
     moments, array, mean, second = parameter(ctx, node)
     if node.name == "div":
         if moments.value is None or np.any(array == 0):
@@ -80,7 +118,8 @@ def _times_parameter(ctx: RuleContext, node: Node, state: State) -> State:
         mean, second = float(array.mean()), float(np.mean(array**2))
     if moments.value is not None and _placed(array, state):
         return _times_constant(ctx, state, array, ctx.shape(node.output))
-    return scale_parts(ctx, state, array, mean, second)
+    gains = _gains(moments, array, mean, second)
+    return scale_parts(given(state, gains), array, gains)
 
 
 @rule("mul", "div", family="elementwise")
@@ -123,7 +162,8 @@ class Multiply:
     ) -> Sequence[State | None]:
         """Multiplies by the other factor."""
         if len(node.inputs) == 1:
-            return [_times_parameter(ctx, node, cotangent)]
+            given = functools.partial(_given_gains, states[0], out)
+            return [_times_parameter(ctx, node, cotangent, given)]
         a, b = states
         back = []
         for mine, other in ((a, b), (b, a)):
@@ -143,6 +183,17 @@ class Multiply:
             )
             back.append(fit_parts(got, mine))
         return back
+
+
+def _given_gains(mine: State, out: State, cotangent: State, gains: Field) -> State:
+    """Returns the cotangent with its profile by z of what was multiplied by gains."""
+    parts = [
+        (n, profiles.of_factor(ct, total, f, gains))
+        for (n, f), (_, total), (_, ct) in zip(
+            mine.parts, out.parts, cotangent.parts, strict=True
+        )
+    ]
+    return dataclasses.replace(cotangent, parts=tuple(parts))
 
 
 def _given_factor(cotangent: State, mine: State, other: State, out: State) -> State:
@@ -205,7 +256,7 @@ class Mask:
     @staticmethod
     def forward(ctx: RuleContext, node: Node, states: Sequence[State]) -> State:
         """A product with the mask."""
-        return _masked(ctx, node, states[0])
+        return _masked(ctx, node, states[0], lambda state, _: state)
 
     @staticmethod
     def backward(
@@ -216,15 +267,23 @@ class Mask:
         cotangent: State,
     ) -> Sequence[State | None]:
         """The same product."""
-        return [_masked(ctx, node, cotangent)]
+        given = functools.partial(_given_gains, states[0], out)
+        return [_masked(ctx, node, cotangent, given)]
 
 
-def _masked(ctx: RuleContext, node: Node, state: State) -> State:
+def _masked(
+    ctx: RuleContext,
+    node: Node,
+    state: State,
+    given: Callable[[State, Field], State],
+) -> State:
     mask = _mask(ctx, node)
     if not ctx.is_random(node.equations[0].inputs[0]) and _placed(mask, state):
         return _times_constant(ctx, state, mask, ctx.shape(node.output))
     share = float(mask.mean())
-    return scale_parts(ctx, state, mask, share, share)
+    law = marginal.of_samples(mask.ravel()[:: max(1, mask.size // 4096)])
+    kept = Field(np.asarray(share), np.asarray([share]), (), shape=law)
+    return scale_parts(given(state, kept), mask, kept)
 
 
 def _mask(ctx: RuleContext, node: Node) -> np.ndarray:
