@@ -348,8 +348,8 @@ class Program:
 
 # What LLVM does beyond these takes a quarter of the compile time; what it would save in
 # running F34, ResNet-50, a transformer or a 20-layer network is within the noise.
-_QUICK = {
-    "xla_backend_optimization_level": 1,
+_QUICK: dict[str, bool | str] = {
+    "xla_backend_optimization_level": "1",
     "xla_llvm_disable_expensive_passes": True,
 }
 
