@@ -186,6 +186,9 @@ CASES = {
     "zoo: taki_cnn": Case(
         "linear", lambda: lw.zoo.registry.entry("taki_cnn").build_small()
     ),
+    "zoo: cifar_resnet": Case(
+        "pooling", lambda: lw.zoo.registry.entry("cifar_resnet").build_small()
+    ),
     "conv relu, photo, mean": Case("pooling", Plain, quick=True),
     "residual, pre-activation, photo": Case("pooling", lambda: Plain(residual="pre")),
     "conv max 2x2": Case("pooling", lambda: Plain(pool="max")),
@@ -323,8 +326,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="those whose name holds this")
     parser.add_argument("--markdown", default="", help="file to write the page to")
     options = parser.parse_args()
-    draws = options.draws or (32 if options.quick else 128)
-    size = options.size or (8 if options.quick else 12)
+    draws = options.draws or (32 if options.quick else 64)
+    size = options.size or 8
     setting = f"{draws} draws, {size} px, 8 examples; errors in percent"
     widths = (32, 9, 7, 7, 20, 7, 6, 9, 12)
 

@@ -229,12 +229,21 @@ def products(x: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
         got = np.take_along_axis(flat @ flat.T, index, axis=0)
         return np.asarray(got.reshape(there.shape) * inside(lags, sizes))
     out = np.zeros((*map(len, lags), *sizes))
+    done: dict[tuple[int, ...], tuple[int, ...]] = {}
     for which in itertools.product(*(range(len(v)) for v in lags)):
-        lag = [v[i] for v, i in zip(lags, which, strict=True)]
+        lag = tuple(v[i] for v, i in zip(lags, which, strict=True))
+        done[lag] = which
+        mirrored = done.get(tuple(-d for d in lag))
         ends = list(zip(lag, sizes, strict=True))
         here = tuple(slice(max(0, -d), s - max(0, d)) for d, s in ends)
         there = tuple(slice(max(0, d), s + min(0, d)) for d, s in ends)
-        if all(a.start < a.stop for a in here):
+        if any(a.start >= a.stop for a in here):
+            continue
+        if (
+            mirrored is not None and mirrored != which
+        ):  # the same pairs, from the other end
+            out[(*which, *here)] = out[(*mirrored, *there)]
+        else:
             out[(*which, *here)] = np.einsum("...c,...c->...", x[here], x[there])
     return out
 

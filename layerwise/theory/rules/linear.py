@@ -159,11 +159,13 @@ def _around(ctx: RuleContext, value: int, axes: Sequence[Axis]) -> State:
     """Returns the state of a convolution's input, data at the lags within its taps."""
     if value not in ctx.data:
         return ctx.state_of(value)
-    reach = [2 * (a.taps - 1) * a.kernel_dilation // a.input_dilation for a in axes]
-    lags = [
-        tuple(range(-min(r, a.size - 1), min(r, a.size - 1) + 1))
-        for r, a in zip(reach, axes, strict=True)
-    ]
+    lags = []
+    for a in axes:
+        # Those between two taps, and twice those.
+        reach = (a.taps - 1) * a.kernel_dilation // a.input_dilation
+        near = range(-reach, reach + 1)
+        held = {v for d in near for v in (d, 2 * d) if abs(v) < a.size}
+        lags.append(tuple(sorted(held)))
     return data.state(ctx, value, tuple(lags))
 
 
