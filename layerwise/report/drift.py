@@ -59,7 +59,7 @@ def _moved(
     dead = (series.samples == 0).any(axis=1)
     if dead.any():
         yield _dead(evidence, series, direction, dead)
-        if np.mean(dead) > MAY_DIE:
+        if np.count_nonzero(~dead) < 2:
             return
         series = Series(series.columns, series.samples[~dead])
     mean, typical = (x - x[0] for x in (series.log, series.typical))

@@ -91,10 +91,12 @@ def draw_one(reports: Mapping[str, VarianceReport], ax: Axes, direction: str) ->
 def _curve(ax: Axes, report: VarianceReport, direction: str, color: str) -> None:
     s = report.summary(direction)
     layer = np.arange(s.mean.size)
+    wide = _font_size(ax) / 10
     ax.fill_between(layer, s.low, s.high, color=color, alpha=0.18, linewidth=0)
-    ax.plot(layer, s.mean, color=color, linewidth=1.8)
+    ax.plot(layer, s.mean, color=color, linewidth=1.8 * wide)
     if report.prediction is not None:
-        ax.plot(layer, report.predicted[direction], "--", color=color, linewidth=1.2)
+        predicted = report.predicted[direction]
+        ax.plot(layer, predicted, "--", color=color, linewidth=1.2 * wide)
     given = report.given(direction)
     if given is not None:
         ax.plot(layer, given, ".-", color=color, linewidth=0.6, markersize=3)
@@ -106,7 +108,7 @@ def _decorate(ax: Axes, direction: str) -> None:
     ax.set_yscale("log")
     ax.set_title(title, loc="left", fontweight="bold", fontsize=size + 1)
     ax.set_xlabel(r"layer $\ell$  (0 is the input)", fontsize=size)
-    ax.set_ylabel(label, fontsize=size)
+    ax.set_ylabel(label if _high(ax) else label.split(", ")[1], fontsize=size)
     ax.tick_params(labelsize=size - 1)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.25)
@@ -118,6 +120,13 @@ def _decorate(ax: Axes, direction: str) -> None:
     ax.yaxis.set_major_locator(LogLocator(numticks=9))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.margins(x=0.01)
+
+
+def _high(ax: Axes) -> bool:
+    """Whether a panel is high enough for a label in words beside it."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return bool(ax.get_position().height * figure.get_figheight() > 1.9)
 
 
 def _font_size(ax: Axes) -> float:

@@ -134,14 +134,14 @@ def _same(evidence: Evidence) -> Iterator[Finding]:
     if not fixed or m.draw is None or len(m.draws) < 2:
         return
     leaves = {
-        leaf_name(path): np.asarray(leaf)
+        leaf_name(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(m.draw(jax.random.key(0)))
     }
     for number in fixed:
         layer = evidence.layer(number)
         c = layer.connections
         units = c.fan_out // math.prod(a.taps for a in c.axes)
-        own = [leaves[n] for n in layer.weight_leaves if n in leaves]
+        own = [np.asarray(leaves[n]) for n in layer.weight_leaves if n in leaves]
         if units < 2 or not own or any(np.ptp(x) for x in own):
             continue
         yield Finding(
