@@ -138,9 +138,10 @@ def _compare(
 
 
 def _fit(plain: Normalization, x: np.ndarray, got: np.ndarray) -> Normalization | None:
-    y = plain(x)
-    spread = y.std()
-    if not spread > 1e-6 or not np.all(np.isfinite(y)):
+    with np.errstate(divide="ignore", invalid="ignore"):  # sets of one entry
+        y = plain(x)
+    spread = y.std() if np.all(np.isfinite(y)) else 0.0
+    if not spread > 1e-6:
         return None
     scale = float(((y - y.mean()) * (got - got.mean())).mean() / spread**2)
     offset = float(got.mean() - scale * y.mean())

@@ -50,6 +50,21 @@ def test_an_unknown_primitive_is_named_with_its_line_and_layer():
     assert second["backward"][got.find("u", 1)] == pytest.approx(norm, rel=0.1)
 
 
+def test_channels_that_become_positions_are_sampled_not_an_error():
+    """The decoder of an autoencoder: a dense layer's channels, laid out as a map."""
+    params = {"a": PARAMS["a"], "b": jax.random.normal(KEYS[0], (3, 4, 8)) / 3}
+
+    def decode(p, x):
+        y = (x @ p["a"]).reshape(4, 8, 4)
+        return jax.lax.conv_general_dilated(
+            y, p["b"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        )
+
+    got = lw.predict(decode, params, ROWS, draws=4)
+    assert grades(got, 1) == (Grade.EXACT, Grade.MEASURED)
+    assert list(got.sampled.values()) == ["a convolution along channels"]
+
+
 def test_what_has_no_derivative_leaves_the_backward_numbers_empty():
     twice = _primitive("twice_without_derivative")
     got = lw.predict(between(lambda u: twice.bind(u)), PARAMS, ROWS, draws=8)

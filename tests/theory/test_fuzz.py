@@ -60,9 +60,10 @@ def check(architecture, draws=0):
         assert not found, "\n".join([repr(architecture), *found])
 
 
+@pytest.mark.slow
 @settings(RANDOM, max_examples=4)
 @given(numbers(SHARDS))
-def test_random_architectures(number):
+def test_random_architectures_with_what_is_sampled(number):
     check(numbered(number), draws=1)
 
 
