@@ -171,8 +171,9 @@ def read(text: str) -> list[Row]:
     for line in text.splitlines():
         cells = [c.strip() for c in line.split("|")[1:-1]]
         if len(cells) == len(Row._fields) and cells[1].startswith("`"):
-            numbers = [float(c) if c else math.nan for c in cells[2:6]]
-            rows.append(Row(cells[0], cells[1].strip("`"), *numbers, int(cells[6])))
+            off, error, q, r = (float(c) if c else math.nan for c in cells[2:6])
+            name, scheme = cells[0], cells[1].strip("`")
+            rows.append(Row(name, scheme, off, error, q, r, int(cells[6])))
     return rows
 
 

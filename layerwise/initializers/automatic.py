@@ -17,7 +17,9 @@ is in logarithms, so that no depth overflows.
     and pooling. If forward is kept, the log second moment of the cotangents is some
     profile D; here forward is given the profile D/2, and backward is left with the
     other half: the least that the worse of the two can be. In a chain of ReLU layers
-    the variances are the geometric means of those of the two one-sided schemes.
+    the variances are the geometric means of those of the two one-sided schemes. A
+    trunk of sums cannot follow every profile: of what was tried, ``kernel_forward``
+    included, it is the one whose worse direction is predicted to spread least.
 ``position_resolved_forward``, ``position_resolved_backward``
     The same with inputs taken for independent entries: only shapes matter. This is ASV
     (`layerwise.initializers.asv`) with the exact map over positions in place of the
@@ -161,21 +163,23 @@ class _Sweep:
         )
         return {n: found.get(n, 0.0) for n in scales}
 
-    def cotangents(self, scales: Scales) -> tuple[float, dict[str, float]]:
+    def cotangents(self, scales: Scales) -> tuple[float, dict[str, float], float]:
         """Returns the log second moments of cotangents at the input and by layer.
 
-        That of a layer within a residual block is the cotangent of the block's sum;
-        that of a layer which makes an output, where the cotangent is given, is the one
+        And their spread over all layers, the log of the largest ratio. What is returned
+        for a layer within a residual block is the cotangent of the block's sum;
+        for a layer which makes an output, where the cotangent is given, it is the one
         of the layer before: its own scale moves all others alike.
         """
         traced = self.traced
         first = traced.layers[0].operand if traced.layers else -1
         at = {y.path: y.z for y in traced.layers}
+        every = {first, *at.values()}
         for block in residual_blocks(blocks(traced))[::-1]:  # inner blocks come last
             at |= {
                 y.path: block.exit for branch in block.branches for y in branch.layers
             }
-        cuts = frozenset([first, *at.values()]) & set(traced.graph.avals)
+        cuts = frozenset([*every, *at.values()]) & set(traced.graph.avals)
         law, inputs = _scaled(self.law, scales), self.problem.inputs
         _, engines = examples.run(
             functools.partial(Engine, traced, law, inputs, cuts), examples.both_ways
@@ -191,7 +195,17 @@ class _Sweep:
         for path, value in at.items():
             own = log(value) if value in cuts - set(traced.graph.outputs) else before
             found[path] = before = own if math.isfinite(own) else before
-        return start, found
+        inner = (every & cuts) - set(traced.graph.outputs)
+        logs = [x for x in map(log, inner) if math.isfinite(x)]
+        return start, found, max(logs, default=0.0) - min(logs, default=0.0)
+
+    def spread(self, profile: Mapping[str, float]) -> float:
+        """Returns the log of the largest ratio of two layers' targets."""
+        target = self._target(last=True)
+        logs = [
+            target(y.path, 0.0) + profile.get(y.path, 0.0) for y in self.traced.layers
+        ]
+        return max(logs, default=0.0) - min(logs, default=0.0)
 
     def _target(self, last: bool) -> Callable[[str, float], float]:
         traced = self.problem.traced
@@ -271,13 +285,17 @@ def _backward(independent: bool) -> Callable[[_Sweep], Scales]:
 def _balanced(sweep: _Sweep) -> Scales:
     profile: dict[str, float] = {}
     scales = sweep.forward(False)
-    for _ in range(2):  # the second step is for slopes that depend on the scale
-        start, back = sweep.cotangents(scales)
+    tried: list[tuple[float, Scales]] = []
+    for step in range(3):  # the second step is for slopes that depend on the scale
+        start, back, spread = sweep.cotangents(scales)
+        tried.append((max(spread, sweep.spread(profile)), scales))
+        if step == 2:
+            break
         # What goes back if forward is flat: B = D - f, with f the forward profile.
         drift = {path: x + profile.get(path, 0.0) for path, x in back.items()}
         profile = {path: 0.5 * (x - start) for path, x in drift.items()}
         scales = sweep.forward(False, profile)
-    return scales
+    return min(tried, key=lambda pair: pair[0])[1]
 
 
 def _register(

@@ -76,7 +76,7 @@ def _check_options(scheme: registry.Scheme, given: Mapping[str, Any]) -> None:
                         "Pass a function from the output to a scalar, or none.",
                     )
                 )
-        elif not (isinstance(value, numbers.Real) and 0 < value < math.inf):
+        elif not (isinstance(value, numbers.Real) and 0 < float(value) < math.inf):
             raise InvalidArgumentError(
                 message(
                     f"{name}={value!r} with scheme={scheme.name!r}.",
