@@ -17,8 +17,8 @@ DRIFT = ("vanishing", "exploding")
 BORNE = 3
 """Power of the tolerance by which gradients may explode before normalizations.
 
-Batch normalization does so by pi / (pi - 1) = 1.467 a layer behind ReLU; plain networks
-of 20 layers train well with it (VGG), of 34 worse, and of 50 hardly.
+Batch normalization does so by pi / (pi - 1) = 1.467 a layer behind ReLU [Yang2019]: by
+2e3 in 20 layers, which train, and by 5e5 in 34, which train worse than 18 do [He2016].
 """
 
 MAY_DIE = 0.05
