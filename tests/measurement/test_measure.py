@@ -117,6 +117,7 @@ def curves(m):
     return np.concatenate([m.curve("forward"), m.curve("backward")], axis=1)
 
 
+@pytest.mark.slow
 def test_repeats_are_bit_identical_and_chunks_change_rounding_only(images):
     one = lw.measure(Chain(), None, images, draws=6, chunk=6)
     again = lw.measure(Chain(), None, images, draws=6, chunk=6)

@@ -85,6 +85,7 @@ class Net(nn.Module):
         return nn.Dense(4, name="b")(x.reshape(x.shape[0], -1))
 
 
+@pytest.mark.slow
 def test_all_of_them_in_one_pass_and_weight_gradients(key):
     x = jax.random.normal(key, (3, 5, 5, 2))
     params = Net().init(key, x)

@@ -95,6 +95,12 @@ FOUND = {
 }
 
 
-@pytest.mark.parametrize("name", FOUND)
+SMALLEST = "random gains"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n == SMALLEST else pytest.param(n, marks=pytest.mark.slow) for n in FOUND],
+)
 def test_those_that_failed_once(name):
     check(FOUND[name])

@@ -170,6 +170,7 @@ def deep_params(n, gain):
 KEYED = jnp.array([[0.5, -0.5]])
 
 
+@pytest.mark.slow
 def test_equal_layers_are_computed_once_and_right_to_a_part_in_a_thousand(monkeypatch):
     p = deep_params(300, 2.0)
     hits = []
@@ -204,7 +205,8 @@ def test_what_a_scan_stacks_is_integrated_unless_its_rows_are_copies(keys_differ
     assert leaf.second == pytest.approx(0.09, rel=0.1)
 
 
-@pytest.mark.parametrize("gain", [2e-2, pytest.param(2e2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("gain", [2e-2, 2e2])
 def test_second_moments_beyond_the_range_of_float64(gain):
     p = deep_params(300, gain)
     got = lw.predict(deep, p, IMAGES)
