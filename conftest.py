@@ -18,7 +18,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Lets one machine run a part of the tests, chosen by their names alone."""
-    parser.addoption("--part", metavar="K/N", help="one of N parts: 0/2 or 1/2")
+    parser.addoption("--part", metavar="K/N", help="one of N parts: 0/3, 1/3 or 2/3")
 
 
 def pytest_collection_modifyitems(

@@ -110,6 +110,8 @@ def misses(prediction, measured, n_sigma=5.0):
             if grade in (None, Grade.MEASURED) or site.kind == "input" == direction:
                 continue
             samples = measured[direction][site.value]
+            if not np.all(np.isfinite(samples)):
+                continue  # beyond float32: what is left has no mean to compare with
             mean = samples.mean()
             sem = samples.std(ddof=1) / np.sqrt(len(samples))
             tolerance = prediction.tolerance[direction][i]
