@@ -116,8 +116,10 @@ def misses(prediction, measured, n_sigma=5.0):
             sem = samples.std(ddof=1) / np.sqrt(len(samples))
             tolerance = prediction.tolerance[direction][i]
             predicted = prediction.second[direction][i]
-            high = (mean + n_sigma * sem) * np.exp(tolerance) * (1 + 1e-4)
-            low = (mean - n_sigma * sem) * np.exp(-tolerance) * (1 - 1e-4)
+            with np.errstate(over="ignore"):
+                factor = np.exp(tolerance) * (1 + 1e-4)
+            high = (mean + n_sigma * sem) * factor
+            low = (mean - n_sigma * sem) / factor
             if not low <= predicted <= high:
                 found.append(
                     f"{direction} {site.kind}{site.layer} {grade.label}: predicted "
