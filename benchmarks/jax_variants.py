@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.models import Case
 from layerwise.measurement import ensemble
+from layerwise.measurement.compiling import compile_once
 from layerwise.measurement.fast_cpu import faster_draw, override_for
 from layerwise.measurement.measure import automatic_batch
 from layerwise.measurement.tapped_model import TappedModel
@@ -55,7 +56,7 @@ class Bench:
         start = time.process_time()
         program = jax.jit(f).lower(*args)
         own = name.startswith("layerwise")
-        call = ensemble.compile_once(program) if own else program.compile()
+        call = compile_once(program) if own else program.compile()
         self.compile_cpu[name] = time.process_time() - start
         memory: Any = call.memory_analysis()
         self.temp_mb[name] = memory.temp_size_in_bytes / 2**20

@@ -23,6 +23,7 @@ import numpy as np
 
 from layerwise import _jax
 from layerwise.errors import OutOfMemoryError, message
+from layerwise.measurement.compiling import compile_once
 from layerwise.measurement.sharding import Layout
 from layerwise.measurement.tapped_model import TappedModel
 from layerwise.types import PyTree
@@ -344,25 +345,6 @@ class Program:
         else:
             params = jax.lax.cond(number == GIVEN, lambda: given, drawn)
         return self._tapped.run(params, inputs, for_cotangents, frames)
-
-
-# What LLVM does beyond these takes a quarter of the compile time; what it would save in
-# running F34, ResNet-50, a transformer or a 20-layer network is within the noise.
-_QUICK: dict[str, bool | str] = {
-    "xla_backend_optimization_level": "1",
-    "xla_llvm_disable_expensive_passes": True,
-}
-
-
-def compile_once(program: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compiles a program that is run a few times, on CPU in less time than by default.
-
-    What the environment's XLA_FLAGS say stays as they say it.
-    """
-    if jax.default_backend() != "cpu":
-        return program.compile()
-    given = os.environ.get("XLA_FLAGS", "")
-    return program.compile({k: v for k, v in _QUICK.items() if k not in given})
 
 
 def _lead(tree: PyTree) -> PyTree:

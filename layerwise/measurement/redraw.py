@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from layerwise.errors import InvalidArgumentError, message
-from layerwise.measurement.ensemble import compile_once
+from layerwise.measurement.compiling import compile_once
 from layerwise.measurement.fast_cpu import faster_draw
 from layerwise.random import normal_leaves
 from layerwise.tracing.model import ModelFunction, leaf_name

@@ -7,8 +7,9 @@ the examples of the batch. A contraction averages :math:`n` channels under its t
 
 .. math:: D' = s\,(D + (1 + D)\,\kappa/n), \qquad \kappa = E[x^4]/E[x^2]^2 - 1,
 
-with s the mean over pairs of taps of the squared correlation there, and an activation
-integrates over q, log-normal with that variance: :math:`E[V(q)]`, not :math:`V(E[q])`.
+with s the mean over pairs of taps of the correlation of the squares there, and an
+activation integrates over q, log-normal with that variance: :math:`E[V(q)]`, not
+:math:`V(E[q])`.
 
 Backward, the expected squared gradient with respect to a layer is the growth of a white
 perturbation there, so three moments of (x, its perturbation) close to order 1/width:
@@ -36,13 +37,34 @@ from layerwise.theory.state import Field, State, common, inverse
 
 def excess(field: Field) -> float:
     """Returns E[x^4]/E[x^2]^2 - 1 of one entry: 2 if normal, 5 behind ReLU."""
+    x, w = _typical(field), marginal.weights()
+    second = float(w @ x**2)
+    return float(w @ x**4) / second**2 - 1.0 if second > 0 else 0.0
+
+
+def _typical(field: Field) -> np.ndarray:
+    """``(node,)``: an entry of typical mean and variance."""
     g = marginal.nodes() if field.shape is None else field.shape
     variance = max(float(np.mean(field.second - np.square(field.mean))), 0.0)
     root = float(np.sqrt(np.mean(np.square(field.mean))))
-    x = np.copysign(root, np.mean(field.mean)) + np.sqrt(variance) * g
-    w = marginal.weights()
-    second = float(w @ x**2)
-    return float(w @ x**4) / second**2 - 1.0 if second > 0 else 0.0
+    return np.copysign(root, np.mean(field.mean)) + np.sqrt(variance) * g
+
+
+def correlation_of_squares(field: Field) -> np.ndarray:
+    r"""Returns ``(*lags,)``: the correlation of :math:`x_p^2` with :math:`x_{p'}^2`.
+
+    :math:`\rho^2` where x is normal of mean zero. Elsewhere by Hermite coefficients, a
+    Gaussian copula joining the pair, at the root mean square correlation of the lag and
+    typical moments of an entry.
+    """
+    square, _, value = field.correlations
+    if field.shape is None and not np.any(field.mean):
+        return square
+    rho = np.asarray(np.copysign(np.sqrt(square), value))
+    if field.shape is not None:
+        rho = marginal.latent(field.shape, rho)
+    coefficients = np.square(_typical(field)) @ marginal.hermite()[:, 1:]
+    return marginal.power_sum(coefficients, rho, start=1)
 
 
 def shares(state: State) -> list[float]:
@@ -72,7 +94,7 @@ def beyond_channels(total: np.ndarray, state: State) -> np.ndarray:
         total: ``(*lags,)``: relative covariance of means of squares over channels.
         state: Whose channels they are.
     """
-    noise = channel_noise(state) * state.average().correlations[0]
+    noise = channel_noise(state) * correlation_of_squares(state.average())
     return np.asarray(np.maximum((total - noise) / (1.0 + noise), 0.0))
 
 
@@ -100,8 +122,8 @@ def contracted(
     field = state.average()
     noise = 0.0
     if not fixed:
-        squared = field.correlations[0]
-        noise = (1.0 + _at_zero(before, field)) * channel_noise(state) * squared
+        noise = (1.0 + _at_zero(before, field)) * channel_noise(state)
+        noise = noise * correlation_of_squares(field)
     out = before + noise
     for a, (tap, step) in enumerate(zip(taps, steps, strict=True)):
         matrix = _tap_matrix(field.lags[a], lags[a], tap, step)
@@ -129,7 +151,7 @@ def pulled_through(
     if response.is_zero:
         return NO_RESPONSE, 0.0
     field = state.average()
-    squared, size, _ = field.correlations
+    squared, size = correlation_of_squares(field), field.correlations[1]
     spread = field.spreads
     own = _at_zero(spread, field)
     relative = spread / own if own > 0 else squared

@@ -53,7 +53,7 @@ def weights() -> np.ndarray:
 
 
 @functools.cache
-def _hermite() -> np.ndarray:
+def hermite() -> np.ndarray:
     """``(node, order)``: weights times normalized Hermite polynomials."""
     z, w = _rule()
     n = np.arange(ORDER + 1)
@@ -135,9 +135,14 @@ def latent_correlation(field: Field) -> np.ndarray:
     np.clip(rho, -1.0, 1.0, out=rho)
     if field.shape is None:
         return rho
+    return latent(field.shape, rho)
+
+
+def latent(shape: np.ndarray, rho: np.ndarray) -> np.ndarray:
+    """Returns the correlations of normal z whose g(z), `shape`, correlate by `rho`."""
     grid = np.linspace(-1.0, 1.0, 801)
-    got = _power_sum(field.shape @ _hermite()[:, 1:], grid, start=1)
-    return np.interp(rho, np.maximum.accumulate(got), grid)
+    got = power_sum(shape @ hermite()[:, 1:], grid, start=1)
+    return np.asarray(np.interp(rho, np.maximum.accumulate(got), grid))
 
 
 def centred(field: Field) -> tuple[np.ndarray, Any]:
@@ -149,14 +154,14 @@ def centred(field: Field) -> tuple[np.ndarray, Any]:
     return field.table - product, sd
 
 
-def _power_sum(coefficients: np.ndarray, rho: np.ndarray, start: int) -> np.ndarray:
+def power_sum(coefficients: np.ndarray, rho: np.ndarray, start: int) -> np.ndarray:
     """Sum of c_n^2 rho^n, normalized to 1 at rho = 1, remainder at the last order."""
     squares = coefficients**2
     squares = squares / max(squares.sum(), 1e-300)
     out = np.zeros_like(rho)
     for value in squares[::-1]:
         out = out * rho + value
-    return out * rho**start
+    return np.asarray(out * rho**start)
 
 
 class Local:
@@ -252,7 +257,7 @@ class Pointwise:
         """
         w = weights()
         mean, second = values @ w, np.square(values) @ w
-        a = values @ _hermite()
+        a = values @ hermite()
         rest = second - np.square(a).sum(axis=1)
         a[:, -1] = np.sign(a[:, -1] + 1e-300) * np.sqrt(
             np.maximum(a[:, -1] ** 2 + rest, 0.0)
@@ -385,7 +390,7 @@ class Pointwise:
                 _, _, table = self.pairs(self.values(slope) * root)
             alone = 1.0
             if given is not None:
-                alone = _power_sum(root @ _hermite(), self.rho, start=0)
+                alone = power_sum(root @ hermite(), self.rho, start=0)
             table = table / alone
             if joint:
                 values = self.values(lambda x: slope(x) * x) * root
@@ -472,7 +477,7 @@ class Pointwise:
         rho = self._typical_rho()
         mean, sd = self.sites.mean(axis=1)
         g = nodes() if self.field.shape is None else self.field.shape
-        b = slope(mean + sd * g) @ _hermite()
+        b = slope(mean + sd * g) @ hermite()
         n = np.arange(ORDER + 1)
         powers = rho[..., None] ** n
         pair = powers @ b**2

@@ -89,6 +89,31 @@ def test_spread_is_that_of_networks():
     assert fluctuation.excess(behind) == pytest.approx(5.0, rel=1e-4)
 
 
+@pytest.mark.parametrize("rho", [-0.5, 0.2, 0.7])
+def test_correlation_of_squares(rho):
+    """By a rule over the plane, behind ReLU, a square, and for normal positions."""
+    g, w = np.polynomial.hermite_e.hermegauss(160)
+    first, other = np.meshgrid(g, g, indexing="ij")
+    other = rho * first + np.sqrt(1 - rho**2) * other
+    w = np.multiply.outer(w, w) / w.sum() ** 2
+
+    def exactly(phi):
+        x, y = phi(first) ** 2, phi(other) ** 2
+        return np.sum(w * (x - np.sum(w * x)) * (y - np.sum(w * y))) / np.sum(
+            w * (x - np.sum(w * x)) ** 2
+        )
+
+    table = np.array([[[0.0, rho], [1.0, 1.0], [rho, 0.0]]])
+    field = Field(np.zeros(2), table, ((-1, 0, 1),), symmetric=True)
+    assert fluctuation.correlation_of_squares(field)[2] == pytest.approx(rho**2)
+    for phi, error in ((lambda u: np.maximum(u, 0.0), 0.01), (np.square, 0.08)):
+        behind = marginal.Pointwise(field).apply(phi)
+        got = fluctuation.correlation_of_squares(behind)
+        assert got[1] == pytest.approx(1.0)
+        assert got[2] == pytest.approx(exactly(phi), abs=error)
+    assert exactly(np.square) == pytest.approx((72 * rho**2 + 24 * rho**4) / 96)
+
+
 def test_log_normal_has_its_moments():
     factors, chances = log_normal(0.7)
     assert chances @ factors == pytest.approx(1.0, rel=1e-6)

@@ -11,6 +11,12 @@ result has second moment v/(v + eps) by construction; backward the mean and the
 direction of the result are projected out of the cotangent, and what is left is divided
 by the root of the variance. Approximate: error O(1/nu); refused for nu < 6 forward and
 nu < 32 backward, where channels of small variance dominate the cotangents.
+
+Over the channels of one position :math:`\nu = 2 C_g / (E[x^4]/E[x^2]^2 - 1)`; where
+those are normal the law of :math:`\hat v` is exact, which allows nu >= 8 backward.
+There a second moment q that is log-normal over networks and examples, of relative
+variance D, has :math:`E[q]\,E[1/q] = 1 + D`, and for two positions with relative
+covariance d :math:`E[q]\,E[(q q')^{-1/2}] = (1 + D)^{3/4} (1 + d)^{1/4}`.
 """
 
 import dataclasses
@@ -20,10 +26,11 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import betaincinv, ndtr
 
-from layerwise.theory import lags as lagging, marginal
+from layerwise.theory import fluctuation, lags as lagging, marginal
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.normalization import Normalization
 from layerwise.theory.registry import NoSoundRule, rule
+from layerwise.theory.response import log_normal
 from layerwise.theory.rules.elementwise import fit_parts, worst
 from layerwise.theory.state import Field, Grade, State
 
@@ -54,7 +61,7 @@ def _extent(ctx: RuleContext, node: Node, state: State) -> Extent:
     mine = [sizes[a] for a in found.axes if state.axes[a] == "c"]
     channels = math.prod(mine) // found.groups if mine else 1
     examples = ctx.batch if "b" in roles else 1
-    return Extent(examples, bool(over) or not spatial, channels)
+    return Extent(examples, bool(over) or (not spatial and examples > 1), channels)
 
 
 def _row_sums(table: np.ndarray, field: Field, extent: Extent) -> np.ndarray:
@@ -106,9 +113,9 @@ def _statistics(
     if found.centred:
         centred = _centre(field, table, extent, cross)
     at = (0, *(v.index(0) for v in field.lags))
-    diagonal = np.maximum(centred[at], 0.0)
+    diagonal = np.asarray(np.maximum(centred[at], 0.0))
     if not extent.positions:
-        freedom = float(extent.channels - found.centred)
+        freedom = 2.0 * (extent.channels - found.centred) / _peakedness(found, field)
         return _Statistics(centred, diagonal, freedom)
     entries = extent.examples * math.prod(field.sizes)
     squares = float(np.sum(_row_sums(centred**2, field.replace(), extent)))
@@ -119,6 +126,20 @@ def _statistics(
     freedom = extent.channels / inverse
     variance = np.full(field.sizes, trace / entries)
     return _Statistics(centred, variance, freedom)
+
+
+def _peakedness(found: Normalization, field: Field) -> float:
+    """Returns E[x^4]/E[x^2]^2 - 1 of what is squared: 2 if normal."""
+    if not found.centred:
+        return fluctuation.excess(field)
+    if field.shape is None:
+        return 2.0
+    return max(float(marginal.weights() @ field.shape**4) - 1.0, 1e-6)
+
+
+def _is_normal(extent: Extent, field: Field) -> bool:
+    """Whether the set is one of alike, independent, normal channels at one position."""
+    return not (extent.positions or field.shape is not None or np.any(field.mean))
 
 
 @rule("normalization", family="normalization")
@@ -176,8 +197,13 @@ class Normalize:
             fields, out.parts, fitted.parts, strict=True
         ):
             stats = _statistics(ctx, found, extent, f)
-            _check(stats, ENOUGH_BACK)
-            own = max(own, BACKWARD + 3.0 / stats.freedom + f.own_spread / 4)
+            normal = len(state.parts) == 1 and _is_normal(extent, f)
+            _check(stats, ENOUGH_NORMAL if normal else ENOUGH_BACK)
+            noise = 0.0 if normal else 3.0 / stats.freedom
+            unlike = UNLIKE_SETS * f.own_spread
+            if not extent.positions:
+                unlike = _unlike(f)
+            own = max(own, BACKWARD + noise + unlike)
             parts.append((n, _pulled(found, extent, f, y, ct, stats)))
         got = dataclasses.replace(
             cotangent,
@@ -191,11 +217,13 @@ class Normalize:
         return [fit_parts(got, state)]
 
 
-ENOUGH_FORWARD, ENOUGH_BACK = 6.0, 32.0
+ENOUGH_FORWARD, ENOUGH_BACK, ENOUGH_NORMAL = 6.0, 32.0, 8.0
 FORWARD, BACKWARD = 0.01, 0.03
 """Stated errors with many degrees of freedom."""
 UNLIKE = 0.5
 """Per spread: pairs of positions normalized one by one, where examples differ."""
+UNLIKE_SETS = 0.25
+"""Per spread, backward: sets of several positions."""
 VANISHING = 0.05
 """Per squared spread: sets whose entries are all zero, units in front being off."""
 
@@ -255,6 +283,42 @@ def _on_sphere(freedom: float) -> np.ndarray | None:
 NEARLY_NORMAL = 200.0
 
 
+def _inverse_gain(f: Field, epsilon: float) -> np.ndarray:
+    """Returns ``(*lags,)``: what E[1/q] gains where q fluctuates.
+
+    Args:
+        f: What is normalized.
+        epsilon: The constant added to q, in units of E[q].
+    """
+    own = f.own_spread
+    factors, chances = log_normal(own)
+    if f.powers is not None:
+        factors, chances = f.powers, np.full(len(f.powers), 1.0 / len(f.powers))
+    gain = float(chances @ ((1.0 + epsilon) / (np.asarray(factors) + epsilon)))
+    return gain * ((1.0 + f.spreads) / (1.0 + own)) ** 0.25
+
+
+def _unlike(f: Field) -> float:
+    """Returns how far E[1/q] may be where its law is not the one taken.
+
+    With relative variance D, ``E[q] E[1/q]`` is 1 + D of a log-normal law and 1/(1 - D)
+    of a gamma law, and of two equally likely values too. What the data do is known.
+    """
+    spread = f.own_spread
+    if f.powers is not None:
+        known = float(np.var(f.powers))
+        spread = max(spread - known, 0.0) / (1.0 + known)
+    if spread > FLUCTUATING:
+        raise NoSoundRule(
+            "a normalization of second moments that differ by "
+            f"{100 * np.sqrt(spread):.0f} % from network to network"
+        )
+    return float(-np.log1p(-(spread**2)))
+
+
+FLUCTUATING = 0.8
+
+
 def _or_one(x: np.ndarray) -> np.ndarray:
     return np.where(x > 0, x, 1.0)
 
@@ -292,6 +356,9 @@ def _pulled(
     boost = 1.0 + (ratio - 1.0) * np.mean(shrink)
     root = np.sqrt((stats.variance + epsilon) / boost)
     table = projected * found.scale**2 / (root * _or_one(lagging.shifted(root, f.lags)))
+    if not extent.positions:
+        gain = _inverse_gain(f, epsilon / np.mean(stats.variance))
+        table = table * gain.reshape(gain.shape + (1,) * f.rank)
     return Field(
         np.zeros(f.sizes), table, f.lags, ct.log_scale - f.log_scale, symmetric=True
     ).normalized()

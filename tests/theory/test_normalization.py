@@ -1,0 +1,46 @@
+"""Backward through normalizations of one position: 1/q where q fluctuates."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from layerwise.theory.predict import predict
+from layerwise.theory.rules import normalization
+from tests.theory.architectures import draw, example
+from tests.theory.ensemble import measure, misses
+from tests.theory.operations import Random
+
+
+WIDTH = 64
+SHAPES = {
+    "first": Random((6, WIDTH), 2.0 / 6),
+    "second": Random((WIDTH, WIDTH), 2.0 / WIDTH),
+    "last": Random((WIDTH, 5), 1.0 / WIDTH),
+}
+
+
+def network(params, x, centred):
+    u = jax.nn.relu(x @ params["first"]) @ params["second"]
+    if centred:
+        u = u - u.mean(-1, keepdims=True)
+    u = u / jnp.sqrt((u**2).mean(-1, keepdims=True) + 1e-6)
+    return jax.nn.relu(u) @ params["last"]
+
+
+@pytest.mark.parametrize("centred", [True, False], ids=["layer", "rms"])
+def test_a_second_moment_that_fluctuates_is_divided_by(centred, key, monkeypatch):
+    model = functools.partial(network, centred=centred)
+    # The power of one example is four times that of the other.
+    x = jax.random.normal(key, (2, 6))
+    x = x / jnp.linalg.norm(x, axis=1, keepdims=True) * jnp.array([[1.0], [2.0]])
+    params = example(SHAPES)
+    prediction = predict(model, params, x)
+    draws = measure(prediction, functools.partial(draw, SHAPES), x, draws=4096)
+    assert not misses(prediction, draws)
+    monkeypatch.setattr(normalization, "_inverse_gain", lambda f, epsilon: np.ones(()))
+    wide = predict(model, params, x)
+    assert not wide.sampled
+    assert misses(wide, draws)
