@@ -12,11 +12,11 @@ direction of the result are projected out of the cotangent, and what is left is 
 by the root of the variance. Approximate: error O(1/nu); refused for nu < 6 forward and
 nu < 32 backward, where channels of small variance dominate the cotangents.
 
-Over the channels of one position :math:`\nu = 2 C_g / (E[x^4]/E[x^2]^2 - 1)`; where
-those are normal the law of :math:`\hat v` is exact, which allows nu >= 8 backward.
-There a second moment q that is log-normal over networks and examples, of relative
-variance D, has :math:`E[q]\,E[1/q] = 1 + D`, and for two positions with relative
-covariance d :math:`E[q]\,E[(q q')^{-1/2}] = (1 + D)^{3/4} (1 + d)^{1/4}`.
+Over the channels of one position :math:`\nu = 2 C_g / (E[x^4]/E[x^2]^2 - 1)`, exact
+where those are normal, and nu >= 12 is enough. There a second moment q that is
+log-normal over networks and examples, of relative variance D, has
+:math:`E[q]\,E[1/q] = 1 + D`, and for two positions with relative covariance d
+:math:`E[q]\,E[(q q')^{-1/2}] = (1 + D)^{3/4} (1 + d)^{1/4}`.
 """
 
 import dataclasses
@@ -198,7 +198,7 @@ class Normalize:
         ):
             stats = _statistics(ctx, found, extent, f)
             normal = len(state.parts) == 1 and _is_normal(extent, f)
-            _check(stats, ENOUGH_NORMAL if normal else ENOUGH_BACK)
+            _check(stats, ENOUGH_SETS if extent.positions else ENOUGH_ONE)
             noise = 0.0 if normal else 3.0 / stats.freedom
             unlike = UNLIKE_SETS * f.own_spread
             if not extent.positions:
@@ -217,7 +217,7 @@ class Normalize:
         return [fit_parts(got, state)]
 
 
-ENOUGH_FORWARD, ENOUGH_BACK, ENOUGH_NORMAL = 6.0, 32.0, 8.0
+ENOUGH_FORWARD, ENOUGH_SETS, ENOUGH_ONE = 6.0, 32.0, 12.0
 FORWARD, BACKWARD = 0.01, 0.03
 """Stated errors with many degrees of freedom."""
 UNLIKE = 0.5
