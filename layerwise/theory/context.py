@@ -60,12 +60,14 @@ class WeightMoments:
         value: The array itself, where it is the same in every network.
         draws: ``(draw, *shape)`` samples where the entries are not known to be
             independent and alike, else None.
+        shape: Standardized law of an entry; None is normal.
     """
 
     second: float
     mean: float
     value: np.ndarray | None
     draws: np.ndarray | None = None
+    shape: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,7 +127,7 @@ class RuleContext:
         moments = self.weight(atom)
         if moments.draws is None:
             whole = tuple((0, self.shape(atom)[a]) for a in taps)
-            return Pattern(moments.second, whole)
+            return Pattern(moments.second, whole, shape=moments.shape)
         key = (id(moments.draws), tuple(fan), tuple(taps))
         if key not in self._patterns:
             found = weights.pattern(moments.draws, fan, taps)
@@ -200,7 +202,7 @@ class RuleContext:
         name = self.leaf(value) or ""
         leaf = self.law.leaves.get(name)
         if leaf is not None and leaf.value is None and leaf.drawn is None:
-            return WeightMoments(leaf.second, leaf.mean, None)
+            return WeightMoments(leaf.second, leaf.mean, None, shape=leaf.shape)
         real = jnp.issubdtype(self.traced.graph.avals[value].dtype, jnp.floating)
         level = self._level(name) if real else None
         if level is not None:  # whatever its rearrangement: nothing to evaluate

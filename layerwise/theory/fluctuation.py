@@ -31,7 +31,7 @@ import numpy as np
 
 from layerwise.theory import lags as lagging, marginal
 from layerwise.theory.registry import NoSoundRule
-from layerwise.theory.response import NO_RESPONSE, Response
+from layerwise.theory.response import NO_RESPONSE, Response, log_normal
 from layerwise.theory.state import Field, State, common, inverse
 
 
@@ -131,11 +131,42 @@ def contracted(
     return np.asarray(out)
 
 
+def between_groups(state: State, taps: Taps, channels: int) -> float:
+    """Returns the relative variance of what outputs of different groups are made of.
+
+    Args:
+        state: What is contracted in groups of channels, each with its own weights.
+        taps: Taps of each axis.
+        channels: Channels of one group.
+    """
+    field = state.average()
+    alike = _over_taps(correlation_of_squares(field), field, taps)
+    return excess(field) * alike * (1.0 / channels - 1.0 / state.channels)
+
+
+def mixed(law: np.ndarray | None, spread: float) -> np.ndarray | None:
+    """Returns the law of an entry whose second moment is itself log-normal."""
+    if spread < LITTLE:
+        return law
+    g, (factors, chances) = marginal.nodes() if law is None else law, log_normal(spread)
+    values = np.multiply.outer(np.sqrt(factors), g).ravel()
+    w = np.multiply.outer(chances, marginal.weights()).ravel()
+    order = np.argsort(values, kind="stable")
+    mass = np.cumsum(w[order]) - 0.5 * w[order]
+    target = np.cumsum(marginal.weights()) - 0.5 * marginal.weights()
+    return marginal.standardize(np.interp(target, mass, values[order]))
+
+
+LITTLE = 0.05
+"""Relative variance up to which a mixture is taken for one law."""
+
+
 def pulled_through(
     cotangent: Field,
     state: State,
     taps: Taps,
     steps: Sequence[float],
+    channels: int,
     coherent: bool = False,
 ) -> tuple[Response, float]:
     """Returns the response in front of a contraction, and what it adds to the log.
@@ -145,6 +176,7 @@ def pulled_through(
         state: What is contracted.
         taps: Taps of each axis.
         steps: Positions of it between two neighbours of the result, per axis.
+        channels: Channels that one result reads: those of its group.
         coherent: Whether positions' cotangents are alike, where no pairs are held.
     """
     response = cotangent.response
@@ -175,9 +207,9 @@ def pulled_through(
     bent = alike * (bend * (1.0 + double) + 2.0 * curl * raw)
     aligned = response.alignment * alike * size
     alignment = _over_taps(bent + aligned, field, taps)
-    alone = alignment / state.channels
+    alone = alignment / channels
     power = response.power * _over_taps(relative, field, taps)
-    noise = response.power * _over_taps(squared, field, taps) / state.channels
+    noise = response.power * _over_taps(squared, field, taps) / channels
     return Response(power, alignment, noise + alone), alone
 
 

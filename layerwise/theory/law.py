@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from layerwise import _jax
+from layerwise.theory import marginal
 from layerwise.tracing import TracedModel, primitives
 from layerwise.tracing.graph import (
     Atom,
@@ -42,17 +43,20 @@ class Leaf:
         value: The array, where the leaf is the same in every network.
         drawn: ``(draw, *shape)`` samples, where the entries are not independent and
             alike by construction.
+        shape: Standardized law of an entry on the nodes of
+            `layerwise.theory.marginal`; None is normal.
     """
 
     second: float
     mean: float
     value: np.ndarray | None
     drawn: np.ndarray | None = None
+    shape: np.ndarray | None = None
 
     def scaled_to(self, second: float) -> "Leaf":
         """Returns the leaf at another second moment, of zero mean."""
         if self.drawn is None or not self.second > 0:
-            return Leaf(second, 0.0, None)
+            return Leaf(second, 0.0, None, shape=self.shape)
         return Leaf(second, 0.0, None, self.drawn * np.sqrt(second / self.second))
 
 
@@ -193,7 +197,8 @@ def _integrated(values: np.ndarray, drawn: np.ndarray | None = None) -> Leaf:
     """Returns the law of a leaf that is random, by values that it takes."""
     mean, second = float(values.mean()), float(np.mean(np.square(values)))
     sem = np.sqrt(second / values.size)
-    return Leaf(second, mean if abs(mean) > 6 * sem else 0.0, None, drawn)
+    shape = marginal.of_samples(values.ravel()) if drawn is None else None
+    return Leaf(second, mean if abs(mean) > 6 * sem else 0.0, None, drawn, shape)
 
 
 def _signature(graph: Graph, equations: Sequence[Equation]) -> str:

@@ -32,12 +32,15 @@ class Pattern:
             last.
         centred: Whether the entries that one output reads sum to zero.
         independent: Whether nothing tells the entries from independent ones.
+        shape: Standardized law of an entry on the nodes of
+            `layerwise.theory.marginal`; None is normal.
     """
 
     second: float
     support: tuple[tuple[int, int], ...]
     centred: bool = False
     independent: bool = True
+    shape: np.ndarray | None = None
 
     def crop(self, axes: Sequence[Axis]) -> tuple[Axis, ...]:
         """Returns the axes of the convolution with the taps of the support alone."""

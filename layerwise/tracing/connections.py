@@ -61,6 +61,16 @@ class Axis:
         return np.where((rest == 0) & (index >= 0) & (index < self.size), index, -1)
 
     @functools.cached_property
+    def runs(self) -> tuple[tuple[slice, slice], ...]:
+        """The outputs and the inputs that each tap connects, one to one."""
+        found = []
+        for source in self.sources.T:
+            outputs = np.flatnonzero(source >= 0)
+            if outputs.size:
+                found.append((_slice(outputs), _slice(source[outputs])))
+        return tuple(found)
+
+    @functools.cached_property
     def reach(self) -> np.ndarray:
         """``(output, input)``: 1.0 where a tap connects them, else 0.0."""
         out = np.zeros((self.n_outputs, self.size))
@@ -72,6 +82,12 @@ class Axis:
     def connections(self) -> int:
         """Number of (output, input) pairs that a tap connects."""
         return int(np.count_nonzero(self.sources >= 0))
+
+
+def _slice(progression: np.ndarray) -> slice:
+    first, last = int(progression[0]), int(progression[-1])
+    step = int(progression[1]) - first if progression.size > 1 else 1
+    return slice(first, last + 1, step)
 
 
 @dataclasses.dataclass(frozen=True)

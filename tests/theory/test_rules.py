@@ -335,7 +335,7 @@ def test_refuses_a_second_rule():
 # One term taken out of a rule -> a case that must fail.
 MUTATIONS = {
     "mean cross terms of a sum": (elementwise, "table = table + sign * (", "table = table + 0 * (", "add"),  # noqa: E501
-    "other taps of a convolution": (linear, "summed = moved @ reach.T", "summed = moved @ (reach.T / 2)", "conv_general_dilated"),  # noqa: E501
+    "other taps of a convolution": (linear, "] += values[", "] = values[", "conv_general_dilated"),  # noqa: E501
     "transpose of a linear map": (positions, "field = map_axis(ctx, field, _spatial_index(state, a), m.T)", "field = map_axis(ctx, field, _spatial_index(state, a), m.T / 1.2)", "reduce_sum"),  # noqa: E501
     "windows of a maximum": (pooling, "second = lagging.along(ct.second * share, back)", "second = lagging.along(ct.second * share / 2, back)", "reduce_window_max"),  # noqa: E501
     "copies of a broadcast": (positions, "np.ones((1, size))", "np.ones((1, size)) / 1.3", "broadcast_in_dim"),  # noqa: E501

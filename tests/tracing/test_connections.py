@@ -150,6 +150,12 @@ def test_axis_counts_what_a_convolution_of_ones_sums(n, k, d, e, lo, hi):
     )
     assert axis.n_outputs == out.shape[1]
     assert axis.connections == int(out.sum())
+    by_run = np.zeros_like(axis.reach)
+    for outputs, inputs in axis.runs:
+        one_to_one = np.zeros_like(axis.reach)
+        one_to_one[np.arange(axis.n_outputs)[outputs], np.arange(n)[inputs]] = 1.0
+        by_run += one_to_one
+    assert np.array_equal(by_run, axis.reach)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 56, 224])

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from layerwise.theory import data, fluctuation, lags as lagging
+from layerwise.theory import data, few_weights, fluctuation, lags as lagging
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.state import Field, Grade, State
@@ -97,7 +97,17 @@ class Convolution:
             spread, powers = _spread_of_data(ctx, source, axes, got.lags)
         else:
             spread, powers = fluctuation.contracted(state, *_taps(axes), got.lags), None
-        got = got.replace(weights=float(fan * taps), spread=spread, powers=powers)
+        got = got.replace(
+            weights=float(fan * taps),
+            spread=spread,
+            powers=powers,
+            shape=few_weights.law_of_sum(
+                pattern.shape, _terms(ctx, source, state, axes, fan * taps)
+            ),
+        )
+        if fan < state.channels:
+            apart = fluctuation.between_groups(state, _taps(axes)[0], fan)
+            got = got.replace(shape=fluctuation.mixed(got.shape, apart))
         out = _output(state, tuple(roles), channels, got)
         return _graded(out, pattern, fan)
 
@@ -118,7 +128,7 @@ class Convolution:
         ct = cotangent.average()
         got = convolve(ctx, ct, axes, transpose=True)
         whole = _around(ctx, node.inputs[0], axes)
-        response, own, omitted = _pulled(ctx, cotangent, ct, whole, axes)
+        response, own, omitted = _pulled(ctx, cotangent, ct, whole, axes, read)
         got = got.scaled_safe(pattern.second * fan * float(np.exp(own)))
         like = _like(states[0], cotangent, got.replace(response=response))
         shared = cotangent.coherent and any(a.taps > 1 for a in axes)
@@ -129,7 +139,12 @@ class Convolution:
 
 
 def _pulled(
-    ctx: RuleContext, cotangent: State, ct: Field, value: State, axes: Sequence[Axis]
+    ctx: RuleContext,
+    cotangent: State,
+    ct: Field,
+    value: State,
+    axes: Sequence[Axis],
+    channels: int,
 ) -> tuple[fluctuation.Response, float, float]:
     """Returns the response, what it adds to the logarithm, and what is left out.
 
@@ -141,6 +156,7 @@ def _pulled(
         state=value,
         taps=_taps(axes)[0],
         steps=_taps(axes)[1],
+        channels=channels,
         coherent=cotangent.coherent,
     )
     response, own = pull(ct)
@@ -210,14 +226,18 @@ def convolve(
     table, lags, comb = field.table, list(field.lags), list(field.combs)
     rank = len(axes)
     for a, axis in enumerate(axes):
-        reach = axis.reach.T if transpose else axis.reach
         up, down = (axis.input_dilation, axis.stride)
         if transpose:
             up, down = down, up
-        size = reach.shape[0]
+        before, size = axis.size, axis.n_outputs
+        if transpose:
+            before, size = size, before
         held = lagging.lag_values(size, ctx.level)
-        if up == down == 1 and lags[a] == held and size == reach.shape[1]:
-            table = _shifted_sum(table, axis, held, rank, a, transpose)
+        if up == down == 1 and lags[a] == held and size == before:
+            table = _over_taps(table, axis, 1 + rank + a, transpose)
+            shape = [1] * table.ndim
+            shape[1 + a], shape[1 + rank + a] = len(held), size
+            table *= lagging.inside((held,), (size,)).reshape(shape)
             continue
         # Output lag l is made of input lag l * down / up: the same tap at both ends.
         slices = []
@@ -226,10 +246,11 @@ def convolve(
                 piece = np.zeros_like(np.take(table, 0, axis=1 + a))
             else:
                 piece = lagging.at_lag(table, lags, a, lag * down // up, comb[a])
-            moved = np.moveaxis(piece, rank + a, -1)
-            summed = moved @ reach.T
-            summed = summed * lagging.inside(((lag,),), (size,))[0]
-            slices.append(np.moveaxis(summed, -1, rank + a))
+            summed = _over_taps(piece, axis, rank + a, transpose)
+            shape = [1] * summed.ndim
+            shape[rank + a] = size
+            summed *= lagging.inside(((lag,),), (size,))[0].reshape(shape)
+            slices.append(summed)
         table = np.stack(slices, axis=1 + a)
         lags[a] = held
         comb[a] = comb[a] * up // int(np.gcd(comb[a] * up, down))
@@ -244,30 +265,17 @@ def convolve(
     ).normalized()
 
 
-def _shifted_sum(
-    table: np.ndarray,
-    axis: Axis,
-    held: tuple[int, ...],
-    rank: int,
-    a: int,
-    transpose: bool,
+def _over_taps(
+    values: np.ndarray, axis: Axis, where: int, transpose: bool
 ) -> np.ndarray:
-    """Sums over the taps of an axis that keeps its positions, all lags at once."""
-    size = axis.size
-    out = np.zeros_like(table)
-
-    def along(start: int, stop: int) -> tuple[slice, ...]:
-        return (slice(None),) * (1 + rank + a) + (slice(start, stop),)
-
-    for tap in range(axis.taps):
-        d = tap * axis.kernel_dilation - axis.pad[0]
-        d = -d if transpose else d
-        low, high = max(0, -d), min(size, size - d)
-        if low < high:
-            out[along(low, high)] += table[along(low + d, high + d)]
-    shape = [1] * table.ndim
-    shape[1 + a], shape[1 + rank + a] = len(held), size
-    out *= lagging.inside((held,), (size,)).reshape(shape)
+    """Sums an array's axis of inputs over the taps, or its axis of outputs back."""
+    sizes = list(values.shape)
+    sizes[where] = axis.size if transpose else axis.n_outputs
+    out = np.zeros(sizes)
+    lead = (slice(None),) * where
+    for run in axis.runs:
+        to, source = reversed(run) if transpose else run
+        out[(*lead, to)] += values[(*lead, source)]
     return out
 
 
@@ -326,6 +334,9 @@ class Product:
                 state, *_ones(state), got.lags, fixed=node.inputs[0] in ctx.data
             ),
             powers=state.parts[0][1].powers if node.inputs[0] in ctx.data else None,
+            shape=few_weights.law_of_sum(
+                pattern.shape, _terms(ctx, node.inputs[0], state, (), fan)
+            ),
         )
         out = _output(state, roles, channels, field.normalized())
         return _graded(out, pattern, fan)
@@ -348,7 +359,9 @@ class Product:
         fan = int(np.prod([n for a, n in enumerate(shape) if a not in used]))
         ct = cotangent.average()
         whole = ctx.state_of(node.inputs[0])
-        response, own = fluctuation.pulled_through(ct, whole, *_ones(whole))
+        response, own = fluctuation.pulled_through(
+            ct, whole, *_ones(whole), whole.channels
+        )
         got = ct.scaled_safe(pattern.second * fan * float(np.exp(own)))
         field = got.replace(joint=None, response=response)
         like = _like(states[0], cotangent, field)
@@ -413,6 +426,18 @@ def _centred(
     (field,) = [f.rescaled(got.log_scale) for _, f in sums.parts]
     whole = total / max(total - 1, 1)
     return got.replace(table=whole * (got.table - field.table), mean=0.0 * got.mean)
+
+
+def _terms(
+    ctx: RuleContext, source: int, state: State, axes: Sequence[Axis], reads: int
+) -> float:
+    """Returns the effective number of terms of like size that an output sums."""
+    if ctx.white or source not in ctx.data:
+        return max(reads / (1.0 + fluctuation.excess(state.average())), 1.0)
+    x = np.square(np.asarray(ctx.data[source], np.float64))
+    squared = np.square(_summed(x.sum(axis=-1), axes, 1))
+    share = _summed(np.square(x).sum(axis=-1), axes, 1)[squared > 0]
+    return 1.0 / float(np.mean(share / squared[squared > 0])) if share.size else 1.0
 
 
 def _summed(values: np.ndarray, axes: Sequence[Axis] | None, first: int) -> np.ndarray:

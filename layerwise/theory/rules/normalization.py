@@ -22,6 +22,7 @@ log-normal over networks and examples, of relative variance D, has
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.special import betaincinv, ndtr
@@ -260,8 +261,24 @@ def _normalized(
         0.0,
         shape=shape,
         symmetric=f.symmetric and not found.offset,
-        spread=f.spread if extent.examples > 1 else 0.0,
+        spread=_left(f, extent),
     )
+
+
+def _left(f: Field, extent: Extent) -> Any:
+    """Returns the spread behind: of a position, relative to its set's mean.
+
+    What the positions of an example have in common is divided out.
+    """
+    if extent.examples > 1:
+        return f.spread
+    if not (extent.positions and np.ndim(f.spread)):
+        return 0.0
+    shared = f.spreads
+    for a, (held, size) in enumerate(zip(f.lags, f.sizes, strict=True)):
+        shared = fluctuation.mapped(shared, held, a, np.ones((1, size)), (0,))
+    whole = float(shared.item())
+    return np.maximum(f.spreads - whole, 0.0) / (1.0 + whole)
 
 
 def _on_sphere(freedom: float) -> np.ndarray | None:

@@ -1,0 +1,55 @@
+r"""The law of a sum over few weights that are not normal.
+
+A pre-activation is a sum over the weights of what one output reads,
+:math:`u = \sum_j w_j x_j`, and nearly normal where those are many:
+
+.. math:: \kappa_u = \kappa_w \sum_j x_j^4 / \bigl(\sum_j x_j^2\bigr)^2 = \kappa_w / m,
+
+with :math:`\kappa` the excess kurtosis and m the effective number of terms. Where few
+are read (coordinates, a handful of features), the law is that of a sum of m terms of
+like size, exact if they are.
+"""
+
+import functools
+
+import numpy as np
+
+from layerwise.theory import marginal
+
+
+NEARLY_NORMAL = 0.2
+"""Excess kurtosis up to which a sum is taken for normal."""
+
+
+def law_of_sum(law: np.ndarray | None, terms: float) -> np.ndarray | None:
+    """Returns the marginal law of a sum; None if it is nearly normal.
+
+    Args:
+        law: Standardized law of one weight on the nodes of
+            `layerwise.theory.marginal`; None is normal.
+        terms: The effective number of terms, at least 1.
+    """
+    if law is None:
+        return None
+    excess = float(marginal.weights() @ law**4) - 3.0
+    if abs(excess) <= NEARLY_NORMAL * terms:
+        return None
+    whole = int(terms)
+    # `whole` terms of variance 1 and one of r: (whole + r^2) terms = (whole + r)^2.
+    left = np.roots([terms - 1.0, -2.0 * whole, whole * terms - whole**2])
+    rest = min((float(r.real) for r in left if 0.0 <= r.real <= 1.0), default=0.0)
+    equal = _equal(tuple(law), whole)
+    return marginal.convolve(equal, float(whole), law, rest) if rest > 0 else equal
+
+
+@functools.lru_cache(maxsize=64)
+def _equal(law: tuple[float, ...], terms: int) -> np.ndarray | None:
+    """Returns the law of a sum of so many alike terms."""
+    one = np.array(law)
+    if terms == 1:
+        return one
+    half = _equal(law, terms // 2)
+    both = marginal.convolve(half, 1.0, half, 1.0)
+    if terms % 2 == 0:
+        return both
+    return marginal.convolve(both, float(terms - 1), one, 1.0)
