@@ -1,4 +1,4 @@
-"""What rich prints, as plain text."""
+"""What rich prints: as plain text, and how wide."""
 
 import io
 import shutil
@@ -21,3 +21,12 @@ def as_text(shown: Any, width: int | None = None) -> str:
     # In a notebook, rich would show what it prints beside writing it.
     Console(file=stream, width=width, no_color=True, force_jupyter=False).print(shown)
     return stream.getvalue()
+
+
+def natural_width(table: Any) -> int:
+    """Returns the characters that a table takes if nothing in it wraps."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console(width=10_000)
+    return Measurement.get(console, console.options, table).maximum

@@ -6,10 +6,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from layerwise.report.evidence import Estimate, Evidence, Series
+from layerwise.report.evidence import Estimate, Evidence, Series, is_normalized
 from layerwise.report.factors import changes
 from layerwise.report.finding import Finding
-from layerwise.report.remedies import depth_fix, on_sums, scale_fix
+from layerwise.report.remedies import (
+    INPUT_FIX,
+    NORMALIZE_MORE_FIX,
+    WIDEN_FIX,
+    depth_fix,
+    on_sums,
+    scale_fix,
+)
+from layerwise.tracing.sites import LayerRun
 
 
 DRIFT = ("vanishing", "exploding")
@@ -27,23 +35,23 @@ MAY_DIE = 0.05
 
 def drift(evidence: Evidence, tolerance: float) -> Iterator[Finding]:
     """Yields vanishing and exploding signals, and spreads that hide them."""
-    found: list[Finding] = []
+    moved: list[Finding] = []
     for direction in ("forward", "backward"):
         series = evidence.hidden(direction)
         if series.samples.shape[1] < 2:
             continue
         if not series.mean[-1]:
-            found += _blocked(evidence, series, direction)
+            yield from _blocked(evidence, series, direction)
             continue
         live = series.at_places(series.mean > 0)  # a state may start at zero
         if live.samples.shape[1] > 1:
-            found += _moved(evidence, live, direction, tolerance)
-    if {f.direction for f in found if f.severity == "sick"} == {"forward", "backward"}:
+            moved += _moved(evidence, live, direction, tolerance)
+    if {f.direction for f in moved if f.severity == "sick"} == {"forward", "backward"}:
         both = depth_fix(evidence, "both")
-        found = [
-            dataclasses.replace(f, fix=both) if f.kind in DRIFT else f for f in found
+        moved = [
+            dataclasses.replace(f, fix=both) if f.kind in DRIFT else f for f in moved
         ]
-    yield from found
+    yield from moved
     yield from _output(evidence, tolerance)
 
 
@@ -120,8 +128,7 @@ def _dead(
         },
         f"in {int(dead.sum())} of {dead.size} networks the signal is exactly zero from "
         "here on.",
-        "widen the layer, or use an activation that is not flat on one side "
-        "(nn.leaky_relu, nn.elu)",
+        WIDEN_FIX,
     )
 
 
@@ -261,9 +268,22 @@ def _blocked(evidence: Evidence, series: Series, direction: str) -> Iterator[Fin
         site.layer,
         site.path,
         {"second moment": Estimate(0.0, 0.0)},
-        "the signal is exactly zero in every network from here on.",
-        scale_fix(),
+        "the signal is exactly zero "
+        + ("in every network " if evidence.count > 1 else "")
+        + "from here on.",
+        _unblock_fix(evidence, site.layer),
     )
+
+
+def _unblock_fix(evidence: Evidence, number: int) -> str:
+    """What revives a layer that hands on nothing: by what kills it."""
+    if not evidence.weight_variance(number).any():
+        return scale_fix()
+    if is_normalized(evidence.layer(number)):
+        return NORMALIZE_MORE_FIX
+    m = evidence.measurement
+    biased = m.bias_variance[evidence.rows, number - 1] > 0
+    return scale_fix() if biased.any() else WIDEN_FIX  # schemes draw no biases
 
 
 def _output(evidence: Evidence, tolerance: float) -> Iterator[Finding]:
@@ -273,22 +293,39 @@ def _output(evidence: Evidence, tolerance: float) -> Iterator[Finding]:
     column = evidence.index["u", head.number]
     series = Series(np.array([column]), evidence.second["forward"][:, [column]])
     if series.log[0] - series.log_error[0] > math.log(tolerance):
-        made = series.at(0)
+        made, gain = series.at(0), evidence.gain(head.number)
+        numbers = {"E[u^2]": made, "gain of the weights": Estimate(gain)}
+        at = evidence.index.get(("input", 0))
+        inputs = 1.0
+        if at is not None:
+            inputs = float(evidence.second["forward"][:, at].mean())
+            numbers["E[x^2] of the inputs"] = Estimate(inputs)
         yield Finding(
             "output_scale",
             "sick",
             "forward",
             head.number,
             head.path,
-            {
-                "E[u^2]": made,
-                "gain of the weights": Estimate(evidence.gain(head.number)),
-            },
+            numbers,
             f"the outputs start at a root mean square of {made.value**0.5:.3g}: as "
             "logits they are certain of a random answer.",
-            "scale the inputs to E[x^2] = 1 and the last layer's weights to variance "
-            "1 / fan_in (shared embeddings: multiply the logits by width ** -0.5)",
+            _output_fix(evidence, head, made.value, gain, inputs),
         )
+
+
+def _output_fix(
+    evidence: Evidence, head: LayerRun, made: float, gain: float, inputs: float
+) -> str:
+    """By which is the largest: the inputs, the last weights, or what lies between."""
+    between = made / (gain * inputs) if gain * inputs else 0.0
+    if inputs >= max(gain, between):
+        return INPUT_FIX
+    if gain < between:
+        return depth_fix(evidence, "forward")
+    own = set(head.layer.weight_leaves)
+    if any(own & set(x.leaves) for x in evidence.measurement.traced.lookups):
+        return "multiply the logits by width ** -0.5: the embeddings are shared"
+    return scale_fix()
 
 
 def blame(evidence: Evidence, moved: float) -> str:

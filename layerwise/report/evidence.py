@@ -11,7 +11,7 @@ import numpy as np
 from layerwise import _jax
 from layerwise.measurement.result import Measurement
 from layerwise.report.trunk import trunk_sites
-from layerwise.tracing.layers import Layer
+from layerwise.tracing.layers import Layer, Step
 from layerwise.tracing.sites import LayerRun, NamedValue, layer_runs
 
 
@@ -187,7 +187,7 @@ class Evidence:
         numbers = {self.sites[i].layer for i in self.trunk}
         numbers -= {self.head.number} if self.head else set()
         some = [self.layer(n) for n in numbers if ("u", n) in self.index]
-        return 2 * sum(map(_is_normalized, some)) > len(some)
+        return 2 * sum(map(is_normalized, some)) > len(some)
 
     def hidden(self, direction: str) -> Series:
         """Returns the trunk's second moment, or its cotangents' energy.
@@ -244,10 +244,12 @@ class Evidence:
         return np.array(out)
 
     def place(self, column: int) -> str:
-        """Names a site for a reader: a layer's path, or a sum with its line."""
+        """Names a site for a reader: a layer's path, or a sum with where it is."""
         site = self.sites[column]
-        at = f" ({site.source})" if site.kind not in OF_LAYERS and site.source else ""
-        return site.path + at
+        if site.kind != "merge":
+            return site.path
+        at = site.source or f"after {self.runs[site.layer - 1].path}"
+        return f"{site.path} ({at})"
 
     @functools.cached_property
     def repeated(self) -> set[int]:
@@ -293,9 +295,19 @@ class Evidence:
         return float(self.second[direction][:, last].mean() / below) if below else None
 
 
-def _is_normalized(layer: Layer) -> bool:
-    names = [set(s.names) for s in layer.steps if s.kind == "other"]
-    return any("reduce_sum" in n and n & {"rsqrt", "sqrt"} for n in names)
+def is_normalized(layer: Layer) -> bool:
+    """Whether a normalization by the signal's own moments follows the layer."""
+    return any(map(normalizes, layer.steps))
+
+
+def normalizes(step: Step) -> bool:
+    """Whether a step divides by moments of the signal."""
+    names = set(step.names)
+    return (
+        step.kind == "other"
+        and "reduce_sum" in names
+        and bool(names & {"rsqrt", "sqrt"})
+    )
 
 
 def _averaged(layer: Layer) -> float:

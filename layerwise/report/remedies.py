@@ -11,6 +11,19 @@ _PREFERRED = {
 }
 
 
+INPUT_FIX = "center the inputs and scale them to E[x^2] = 1"
+
+WIDEN_FIX = (
+    "widen the layer, or use an activation that is not flat on one side "
+    "(nn.leaky_relu, nn.elu)"
+)
+
+NORMALIZE_MORE_FIX = (
+    "pass more than one example, or normalize over channels (nn.LayerNorm): a "
+    "normalization over one number leaves nothing of it"
+)
+
+
 def scale_fix(direction: str = "forward") -> str:
     """Returns the call that draws weights which keep the signal."""
     known = scheme_names()

@@ -125,9 +125,10 @@ def _flat(
         # E[phi'^2] of a Gaussian of scale s falls as 1/s: below 5 % at s^2 = 113 for
         # tanh, at four times that for the logistic function.
         limit = 113.0 if equation.name == "tanh" else 4 * 113.0
+        at = f" at {equation.source}" if equation.source else ""
         kind, fix = "saturation", scale_fix()
         reason = (
-            f"{equation.name} at {equation.source} sees inputs of second moment "
+            f"{equation.name}{at} sees inputs of second moment "
             f"{scores.value:.3g}: it is flat there, and its gate neither learns nor "
             "forgets."
         )

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from layerwise.measurement.result import Measurement
 from layerwise.report.evidence import Estimate, Evidence
 from layerwise.report.finding import Finding
-from layerwise.report.remedies import scale_fix
+from layerwise.report.remedies import INPUT_FIX, scale_fix
 from layerwise.tracing import Loop, TracedModel
 from layerwise.tracing.primitives import LOOKUPS
 
@@ -48,7 +49,9 @@ def nonfinite(evidence: Evidence) -> Iterator[Finding]:
         share = np.count_nonzero(lost) / (evidence.count + np.count_nonzero(lost))
         fix = scale_fix() if direction == "forward" else scale_fix("backward")
         if dtype == "float16":
-            fix += ", or bfloat16 in place of float16"
+            fix += "  # or bfloat16 in place of float16"
+        if direction == "forward" and _inputs_leave(m, dtype):
+            fix = INPUT_FIX
         yield Finding(
             "nonfinite",
             "sick",
@@ -71,7 +74,7 @@ def _proof(evidence: Evidence) -> Iterator[Finding]:
         estimates = {k: Estimate(v) for k, v in numbers.items()}
         return Finding("evidence", "undecided", "", 0, "", estimates, reason, fix)
 
-    if n < FEWEST and m.draws_done:
+    if n < FEWEST and m.draws_done and not evidence.lost.any():
         yield missing(
             f"{n} finite networks say little about the mean of all of them.",
             "lw.propagate_variance(..., draws=16)",
@@ -136,10 +139,25 @@ def _formats(evidence: Evidence) -> Iterator[Finding]:
                 },
                 f"values {what} in {name} (range {_RANGE[name][1]:.2g} to "
                 f"{_RANGE[name][0]:.3g}).",
-                "use bfloat16, or scale the loss (flax.training.dynamic_scale)"
-                if direction == "backward"
-                else "use bfloat16, or " + scale_fix(),
+                _format_fix(evidence.measurement, direction, name),
             )
+
+
+def _format_fix(m: Measurement, direction: str, dtype: str) -> str:
+    if direction == "backward":
+        return "use bfloat16, or scale the loss (flax.training.dynamic_scale)"
+    if _inputs_leave(m, dtype):
+        return INPUT_FIX
+    return scale_fix() + f"  # or bfloat16 in place of {dtype}"
+
+
+def _inputs_leave(m: Measurement, dtype: str) -> bool:
+    """Whether the inputs lie outside of what a number format holds."""
+    if m.sites[0].kind != "input" or dtype not in _RANGE:
+        return False
+    high, low = _RANGE[dtype]
+    rms = math.sqrt(m.second_moment("forward")[0, 0])
+    return not low <= rms <= high / 5
 
 
 def _windows(evidence: Evidence) -> Iterator[Finding]:
@@ -239,8 +257,9 @@ def _conflict(evidence: Evidence, tolerance: float) -> Iterator[Finding]:
         site.layer,
         site.path,
         {"forward per layer": ahead.rate(), "backward per layer": back.rate()},
-        "forward and backward need different scales: whatever the weights' variance, "
-        f"one of the two moves by at least {math.exp(abs(difference) / 2):.3g}.",
+        "forward and backward need different scales: while the activations' slopes are "
+        "what they are, whatever the weights' variance, one of the two moves by at "
+        f"least {math.exp(abs(difference) / 2):.3g}.",
         "normalize the layers (nn.LayerNorm), or replace what acts on one direction "
         "only: overlapping pooling, padding, changing widths",
     )
