@@ -12,9 +12,9 @@ from layerwise.report.finding import Finding
 from layerwise.report.remedies import (
     INPUT_FIX,
     NORMALIZE_MORE_FIX,
+    SPREAD_FIX,
     WIDEN_FIX,
     depth_fix,
-    on_sums,
     scale_fix,
 )
 from layerwise.tracing.sites import LayerRun
@@ -49,7 +49,10 @@ def drift(evidence: Evidence, tolerance: float) -> Iterator[Finding]:
     if {f.direction for f in moved if f.severity == "sick"} == {"forward", "backward"}:
         both = depth_fix(evidence, "both")
         moved = [
-            dataclasses.replace(f, fix=both) if f.kind in DRIFT else f for f in moved
+            dataclasses.replace(f, fix=both)
+            if f.kind in DRIFT and f.fix != SPREAD_FIX
+            else f
+            for f in moved
         ]
     yield from moved
     yield from _output(evidence, tolerance)
@@ -60,7 +63,7 @@ def _moved(
 ) -> Iterator[Finding]:
     steps = series.samples.shape[1] - 1
     limit = math.log(tolerance)
-    if on_sums(evidence):
+    if evidence.on_sums:
         # What a sum adds at every block grows as a power of depth, and training bears
         # it (pre-norm stacks of a hundred layers); what multiplies, it does not.
         limit = max(limit, 2 * math.log(steps + 1))
@@ -151,8 +154,7 @@ def _finding(
     if restored or borne:
         severity = "warning"
     column = int(series.columns[first])
-    inside = [evidence.sites[c].value in evidence.repeated for c in series.columns]
-    if kind == "vanishing" and direction == "backward" and np.mean(inside) > 0.5:
+    if kind == "vanishing" and direction == "backward" and evidence.recurrent:
         return _memory(evidence, series, column)
     steps = np.diff(logs)
     jump = int(np.argmax(np.abs(steps)))
@@ -184,8 +186,22 @@ def _finding(
         evidence.place(column),
         numbers,
         reason,
-        depth_fix(evidence, direction),
+        SPREAD_FIX
+        if _by_scatter(series, worst, moved[worst])
+        else depth_fix(evidence, direction),
     )
+
+
+def _by_scatter(series: Series, place: int, moved: float) -> bool:
+    """Whether networks scatter so much that a typical one vanishes at any scale.
+
+    The logarithm of a second moment is near normal over networks, so that with the mean
+    kept a typical one lies half the variance of the logarithm below it.
+    """
+    if moved > 0 or len(series.samples) < 2:
+        return False
+    relative = np.log(series.samples[:, place] / series.samples[:, 0])
+    return float(relative.var(ddof=1)) / 2 > 0.5 * -moved
 
 
 def _memory(evidence: Evidence, series: Series, column: int) -> Finding:

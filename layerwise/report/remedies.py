@@ -11,7 +11,14 @@ _PREFERRED = {
 }
 
 
+GIVEN_FIX = (
+    "draw the parameters anew, or look at what was loaded into them (weights, biases, "
+    "running statistics): the networks drawn beside it do not have this"
+)
+
 INPUT_FIX = "center the inputs and scale them to E[x^2] = 1"
+
+SPREAD_FIX = "widen the layers: the variance of log q falls as depth / width"
 
 WIDEN_FIX = (
     "widen the layer, or use an activation that is not flat on one side "
@@ -31,15 +38,16 @@ def scale_fix(direction: str = "forward") -> str:
     return f'params = lw.initialize(model, inputs, key, scheme="{scheme}")'
 
 
-def on_sums(evidence: Evidence) -> bool:
-    """Whether most of the trunk are sums: a residual network."""
-    merges = sum(evidence.sites[i].kind == "merge" for i in evidence.trunk)
-    return 2 * merges > len(evidence.trunk)
+def recurrent_fix() -> str:
+    """Returns what keeps a state: schemes that follow the signal meet it at zero."""
+    return 'params = lw.initialize(model, inputs, key, scheme="orthogonal")'
 
 
 def depth_fix(evidence: Evidence, direction: str) -> str:
     """Returns the remedy for a trunk that loses or gains: weights, or branches."""
-    if on_sums(evidence):
+    if evidence.recurrent:
+        return recurrent_fix()
+    if evidence.on_sums and not evidence.normalizes_branches:
         merges = sum(evidence.sites[i].kind == "merge" for i in evidence.trunk)
         return (
             "normalize the input of every residual branch (nn.LayerNorm), or multiply "

@@ -7,7 +7,7 @@ import numpy as np
 
 from layerwise.report.evidence import Evidence, Series
 from layerwise.report.finding import Finding
-from layerwise.report.remedies import scale_fix
+from layerwise.report.remedies import recurrent_fix, scale_fix
 from layerwise.tracing import Loop, TracedModel
 from layerwise.tracing.dataflow import constant_value
 from layerwise.tracing.graph import Atom, Equation
@@ -126,7 +126,8 @@ def _flat(
         # tanh, at four times that for the logistic function.
         limit = 113.0 if equation.name == "tanh" else 4 * 113.0
         at = f" at {equation.source}" if equation.source else ""
-        kind, fix = "saturation", scale_fix()
+        kind = "saturation"
+        fix = recurrent_fix() if evidence.recurrent else scale_fix()
         reason = (
             f"{equation.name}{at} sees inputs of second moment "
             f"{scores.value:.3g}: it is flat there, and its gate neither learns nor "

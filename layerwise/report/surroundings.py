@@ -8,7 +8,7 @@ import numpy as np
 from layerwise.measurement.result import Measurement
 from layerwise.report.evidence import Estimate, Evidence
 from layerwise.report.finding import Finding
-from layerwise.report.remedies import INPUT_FIX, scale_fix
+from layerwise.report.remedies import INPUT_FIX, SPREAD_FIX, scale_fix
 from layerwise.tracing import Loop, TracedModel
 from layerwise.tracing.primitives import LOOKUPS
 
@@ -218,13 +218,14 @@ def _spread(evidence: Evidence) -> Iterator[Finding]:
         s = float(deviation[place])
         if s - 2 * s / math.sqrt(2 * evidence.count) < 1.0:
             continue
-        site = evidence.sites[series.columns[place]]
+        column = int(series.columns[place])
+        site = evidence.sites[column]
         yield Finding(
             "spread",
             "warning",
             direction,
             site.layer,
-            site.path,
+            evidence.place(column),
             {
                 "standard deviation of log": Estimate(
                     s, s / math.sqrt(2 * evidence.count)
@@ -235,7 +236,7 @@ def _spread(evidence: Evidence) -> Iterator[Finding]:
             },
             f"networks differ by a factor of {math.exp(s):.3g} up or down: depth over "
             "width is large, and one seed says little about the next.",
-            "widen the layers: the variance of log q falls as depth / width",
+            SPREAD_FIX,
         )
 
 
@@ -245,17 +246,19 @@ def _conflict(evidence: Evidence, tolerance: float) -> Iterator[Finding]:
     steps = ahead.samples.shape[1] - 1
     if steps < 2 or not (ahead.mean.all() and back.mean.all()):
         return
+    if evidence.recurrent:  # every step brings an input of its own
+        return
     difference = (ahead.log[-1] - ahead.log[0]) - (back.log[-1] - back.log[0])
     error = ahead.log_error.max() + back.log_error.max()
     if abs(difference) - error < 2 * math.log(tolerance):
         return
-    site = evidence.sites[ahead.columns[0]]
+    column = int(ahead.columns[0])
     yield Finding(
         "one_scale_conflict",
         "warning",
         "",
-        site.layer,
-        site.path,
+        evidence.sites[column].layer,
+        evidence.place(column),
         {"forward per layer": ahead.rate(), "backward per layer": back.rate()},
         "forward and backward need different scales: while the activations' slopes are "
         "what they are, whatever the weights' variance, one of the two moves by at "
