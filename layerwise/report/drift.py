@@ -46,16 +46,22 @@ def drift(evidence: Evidence, tolerance: float) -> Iterator[Finding]:
         live = series.at_places(series.mean > 0)  # a state may start at zero
         if live.samples.shape[1] > 1:
             moved += _moved(evidence, live, direction, tolerance)
-    if {f.direction for f in moved if f.severity == "sick"} == {"forward", "backward"}:
-        both = depth_fix(evidence, "both")
-        moved = [
-            dataclasses.replace(f, fix=both)
-            if f.kind in DRIFT and f.fix != SPREAD_FIX
-            else f
-            for f in moved
-        ]
-    yield from moved
+    yield from _with_fixes(evidence, moved)
     yield from _output(evidence, tolerance)
+
+
+def _with_fixes(evidence: Evidence, moved: list[Finding]) -> Iterator[Finding]:
+    """Yields findings with the fix that holds for both directions together."""
+    sick = [f for f in moved if f.severity == "sick"]
+    narrow = any(f.kind == "dead_networks" for f in sick)
+    both = {f.direction for f in sick} == {"forward", "backward"}
+    for f in moved:
+        if f.kind == "vanishing" and narrow:
+            yield dataclasses.replace(f, fix=SPREAD_FIX)
+        elif f.kind in DRIFT and both and f.fix != SPREAD_FIX:
+            yield dataclasses.replace(f, fix=depth_fix(evidence, "both"))
+        else:
+            yield f
 
 
 def _moved(
@@ -257,8 +263,7 @@ def _restored(evidence: Evidence, series: Series, limit: float) -> bool:
 
 
 def _blocked(evidence: Evidence, series: Series, direction: str) -> Iterator[Finding]:
-    place = int(np.flatnonzero(series.mean)[-1]) + 1 if series.mean.any() else 0
-    site = evidence.sites[series.columns[place]]
+    site = evidence.sites[series.columns[_end(series)]]
     zero = [
         run for run in evidence.runs if not evidence.weight_variance(run.number).any()
     ]
@@ -293,13 +298,22 @@ def _blocked(evidence: Evidence, series: Series, direction: str) -> Iterator[Fin
 
 def _unblock_fix(evidence: Evidence, number: int) -> str:
     """What revives a layer that hands on nothing: by what kills it."""
-    if not evidence.weight_variance(number).any():
-        return scale_fix()
+    ahead = evidence.hidden("forward")
+    if not ahead.mean[-1]:  # then it is also why nothing comes back
+        number = evidence.sites[ahead.columns[_end(ahead)]].layer
+    made = evidence.index.get(("u", number))
+    if made is not None and not evidence.second["forward"][:, made].any():
+        return scale_fix()  # weights of zero, or a number format that ends
     if is_normalized(evidence.layer(number)):
         return NORMALIZE_MORE_FIX
     m = evidence.measurement
     biased = m.bias_variance[evidence.rows, number - 1] > 0
     return scale_fix() if biased.any() else WIDEN_FIX  # schemes draw no biases
+
+
+def _end(series: Series) -> int:
+    """Returns the first place from which on all is zero."""
+    return int(np.flatnonzero(series.mean)[-1]) + 1 if series.mean.any() else 0
 
 
 def _output(evidence: Evidence, tolerance: float) -> Iterator[Finding]:

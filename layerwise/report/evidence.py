@@ -267,6 +267,12 @@ class Evidence:
         return found
 
     @functools.cached_property
+    def averages(self) -> bool:
+        """Whether the trunk is averaged over positions somewhere."""
+        numbers = {self.sites[i].layer for i in self.trunk}
+        return any(_averaged(self.layer(n)) > 1 for n in numbers)
+
+    @functools.cached_property
     def recurrent(self) -> bool:
         """Whether most of the trunk repeats with the same weights."""
         inside = [self.sites[i].value in self.repeated for i in self.trunk]
@@ -277,17 +283,6 @@ class Evidence:
         """Whether most of the trunk are sums, of branches or of states and inputs."""
         merges = sum(self.sites[i].kind == "merge" for i in self.trunk)
         return 2 * merges > len(self.trunk)
-
-    @functools.cached_property
-    def normalizes_branches(self) -> bool:
-        """Whether there are as many normalizations as every other sum would need."""
-        traced = self.measurement.traced
-        graphs = [traced.graph, *(g for loop in traced.loops for g in loop.graphs())]
-        roots = sum(e.name == "rsqrt" for g in graphs for e in g.equations)
-        sums = {
-            self.sites[i].value for i in self.trunk if self.sites[i].kind == "merge"
-        }
-        return 2 * roots >= len(sums) > 0
 
     def layer(self, number: int) -> Layer:
         """Returns the layer of that number."""

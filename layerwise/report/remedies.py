@@ -1,14 +1,6 @@
 """What to type against a finding."""
 
-from layerwise.initializers import scheme_names
 from layerwise.report.evidence import Evidence
-
-
-_PREFERRED = {
-    "forward": ("kernel_forward", "asv_forward", "kaiming_fan_in"),
-    "backward": ("kernel_backward", "asv_backward", "kaiming_fan_out"),
-    "both": ("balanced", "asv_forward", "kaiming_fan_in"),
-}
 
 
 GIVEN_FIX = (
@@ -31,31 +23,40 @@ NORMALIZE_MORE_FIX = (
 )
 
 
-def scale_fix(direction: str = "forward") -> str:
-    """Returns the call that draws weights which keep the signal."""
-    known = scheme_names()
-    scheme = next(s for s in _PREFERRED[direction] if s in known)
+SLOPE_FIX = (
+    "normalize before the activations (nn.LayerNorm), or use one that is as steep as "
+    "it is large (nn.relu)"
+)
+
+
+def scale_fix(scheme: str = "kernel_forward") -> str:
+    """Returns the call that draws weights which keep the signal.
+
+    A layer's weights change the signal's second moment and the energy of the
+    cotangents by one and the same factor, so that what keeps the one keeps the other,
+    but for what slopes, padding and pooling do.
+    """
     return f'params = lw.initialize(model, inputs, key, scheme="{scheme}")'
 
 
 def recurrent_fix() -> str:
     """Returns what keeps a state: schemes that follow the signal meet it at zero."""
-    return 'params = lw.initialize(model, inputs, key, scheme="orthogonal")'
+    return scale_fix("orthogonal")
 
 
 def depth_fix(evidence: Evidence, direction: str) -> str:
     """Returns the remedy for a trunk that loses or gains: weights, or branches."""
     if evidence.recurrent:
         return recurrent_fix()
-    if evidence.on_sums and not evidence.normalizes_branches:
-        merges = sum(evidence.sites[i].kind == "merge" for i in evidence.trunk)
-        return (
-            "normalize the input of every residual branch (nn.LayerNorm), or multiply "
-            f"each branch by {max(merges, 1)} ** -0.5"
-        )
+    if evidence.on_sums:  # a scheme gives each of L branches 1 / L
+        return scale_fix()
     if evidence.normalized:
         return (
             "put skip connections around the layers (x + f(x)); the scale of weights "
             "changes nothing before a normalization"
         )
-    return scale_fix(direction)
+    if direction != "backward":
+        return scale_fix()
+    # With the signal kept, slopes are what is left; a scheme that keeps cotangents
+    # entry by entry would also make up for what averages take.
+    return SLOPE_FIX if evidence.averages else scale_fix("kernel_backward")

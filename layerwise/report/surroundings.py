@@ -47,7 +47,7 @@ def nonfinite(evidence: Evidence) -> Iterator[Finding]:
         site = m.sites[bad[0] if direction == "forward" else bad[-1]]
         dtype = _dtypes(m.traced).get(site.value, "float32")
         share = np.count_nonzero(lost) / (evidence.count + np.count_nonzero(lost))
-        fix = scale_fix() if direction == "forward" else scale_fix("backward")
+        fix = scale_fix()
         if dtype == "float16":
             fix += "  # or bfloat16 in place of float16"
         if direction == "forward" and _inputs_leave(m, dtype):
@@ -164,6 +164,9 @@ def _windows(evidence: Evidence) -> Iterator[Finding]:
     """Padding and pooling, which the usual initializers know nothing of."""
     if evidence.normalized:
         return
+    ahead = evidence.hidden("forward")
+    logs = ahead.log[ahead.mean > 0]
+    moved = logs[-1] - logs[0] if len(logs) else 0.0
     kept, gained = 0.0, 0.0
     worst, most = (0.0, 0), (0.0, 0)
     sites = [evidence.sites[i] for i in evidence.trunk]
@@ -180,7 +183,7 @@ def _windows(evidence: Evidence) -> Iterator[Finding]:
             ratio = evidence.step(("v", "z"), "forward", run.number) or 1.0
             gained += math.log(ratio)
             most = max(most, (math.log(ratio), run.number))
-    if kept < math.log(0.1):
+    if kept < math.log(0.1) and moved < 0.5 * kept:  # nothing makes up for it
         yield Finding(
             "padding_loss",
             "warning",
@@ -192,7 +195,7 @@ def _windows(evidence: Evidence) -> Iterator[Finding]:
             f"x{math.exp(kept):.2g} over all layers; fan-in counts them all.",
             scale_fix(),
         )
-    if gained > math.log(10):
+    if gained > math.log(10) and moved > 0.5 * gained:
         yield Finding(
             "pooling_gain",
             "warning",
@@ -246,7 +249,9 @@ def _conflict(evidence: Evidence, tolerance: float) -> Iterator[Finding]:
     steps = ahead.samples.shape[1] - 1
     if steps < 2 or not (ahead.mean.all() and back.mean.all()):
         return
-    if evidence.recurrent:  # every step brings an input of its own
+    # Every step of time brings an input of its own, and before a normalization the
+    # weights' scale moves nothing.
+    if evidence.recurrent or evidence.normalized:
         return
     difference = (ahead.log[-1] - ahead.log[0]) - (back.log[-1] - back.log[0])
     error = ahead.log_error.max() + back.log_error.max()
