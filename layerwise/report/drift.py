@@ -207,7 +207,7 @@ def _by_scatter(series: Series, place: int, moved: float) -> bool:
     if moved > 0 or len(series.samples) < 2:
         return False
     relative = np.log(series.samples[:, place] / series.samples[:, 0])
-    return float(relative.var(ddof=1)) / 2 > 0.5 * -moved
+    return bool(relative.var(ddof=1) / 2 > 0.5 * -moved)
 
 
 def _memory(evidence: Evidence, series: Series, column: int) -> Finding:
