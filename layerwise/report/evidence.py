@@ -1,10 +1,11 @@
 """What a verdict rests on: ensemble means with their errors, along the trunk."""
 
+import collections
 import dataclasses
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -283,6 +284,24 @@ class Evidence:
         """Whether most of the trunk are sums, of branches or of states and inputs."""
         merges = sum(self.sites[i].kind == "merge" for i in self.trunk)
         return 2 * merges > len(self.trunk)
+
+    @functools.cached_property
+    def composed(self) -> bool:
+        """Whether most layers' weights are made of several leaves: out of reach."""
+        return self._most(lambda y: len(y.weight_leaves) > 1)
+
+    @functools.cached_property
+    def tied(self) -> bool:
+        """Whether most layers use the weights of another one."""
+        layers = self.measurement.traced.all_layers()
+        uses = collections.Counter(n for y in layers for n in y.weight_leaves)
+        return self._most(lambda y: any(uses[n] > 1 for n in y.weight_leaves))
+
+    def _most(self, holds: Callable[[Layer], bool]) -> bool:
+        layers = [
+            self.layer(n) for n in sorted({self.sites[i].layer for i in self.trunk})
+        ]
+        return 2 * sum(map(holds, layers)) > len(layers)
 
     def layer(self, number: int) -> Layer:
         """Returns the layer of that number."""

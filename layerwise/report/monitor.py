@@ -112,6 +112,7 @@ class Monitor:
         if self._run is None:
             self._build(loss_fn, params, *batch)
         assert self._run is not None
+        jax.block_until_ready((params, batch))  # the steps before are not its cost
         start = time.perf_counter()
         raw = jax.device_get(self._run(params, jax.tree.leaves(batch)))
         if self._began == 0.0:  # the first call compiled: count from its end

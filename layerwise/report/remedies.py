@@ -23,6 +23,11 @@ NORMALIZE_MORE_FIX = (
 )
 
 
+COMPOSED_FIX = (
+    "draw the weights with variance gain / fan_in in the model's own init: schemes "
+    "leave those made of several parameters alone"
+)
+
 SLOPE_FIX = (
     "normalize before the activations (nn.LayerNorm), or use one that is as steep as "
     "it is large (nn.relu)"
@@ -39,15 +44,24 @@ def scale_fix(scheme: str = "kernel_forward") -> str:
     return f'params = lw.initialize(model, inputs, key, scheme="{scheme}")'
 
 
-def recurrent_fix() -> str:
+def recurrent_fix(evidence: Evidence) -> str:
     """Returns what keeps a state: schemes that follow the signal meet it at zero."""
+    if evidence.composed:  # as the gates of OptimizedLSTMCell
+        return (
+            "draw the recurrent weights with a gain of 1: "
+            "recurrent_kernel_init=nn.initializers.orthogonal()"
+        )
     return scale_fix("orthogonal")
 
 
 def depth_fix(evidence: Evidence, direction: str) -> str:
     """Returns the remedy for a trunk that loses or gains: weights, or branches."""
     if evidence.recurrent:
-        return recurrent_fix()
+        return recurrent_fix(evidence)
+    if evidence.composed:
+        return COMPOSED_FIX
+    if evidence.tied:  # `kernel_forward` scales a leaf for the first layer that uses it
+        return scale_fix("kaiming_fan_in")
     if evidence.on_sums:  # a scheme gives each of L branches 1 / L
         return scale_fix()
     if evidence.normalized:

@@ -127,7 +127,7 @@ def _flat(
         limit = 113.0 if equation.name == "tanh" else 4 * 113.0
         at = f" at {equation.source}" if equation.source else ""
         kind = "saturation"
-        fix = recurrent_fix() if evidence.recurrent else scale_fix()
+        fix = recurrent_fix(evidence) if evidence.recurrent else scale_fix()
         reason = (
             f"{equation.name}{at} sees inputs of second moment "
             f"{scores.value:.3g}: it is flat there, and its gate neither learns nor "
