@@ -128,7 +128,7 @@ def test_the_network_that_was_passed_in_is_judged_too(measured):
 def test_what_the_network_passed_in_has_alone_is_not_blamed_on_its_law(measured):
     """As where running statistics were loaded that switch every unit off."""
     off = np.array(
-        [s.layer > 2 or (s.layer, s.kind) == (2, "z") for s in measured.sites]
+        [s.layer > 2 or (s.layer, s.kind) == (2, "v") for s in measured.sites]
     )
     factor = np.ones((8, len(off)))
     factor[0, off] = 0.0
