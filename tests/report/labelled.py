@@ -246,6 +246,8 @@ CASES: dict[str, Case] = {
     "stddev 0.01 everywhere": Case(Plain(depth=5, kernel=init.normal(0.01)), DENSE, V),
     "stddev 1 everywhere": Case(Plain(depth=5, kernel=init.normal(1.0)), DENSE, E),
     "LeCun, SELU, depth 20": Case(Plain(kernel=LECUN, phi=nn.selu), DENSE),
+    "LeCun, ELU, depth 20": Case(Plain(kernel=LECUN, phi=nn.elu), DENSE),
+    "He, depth 8, one example": Case(Plain(depth=8), DENSE[:1]),
     "LeCun, tanh, depth 12": Case(Plain(depth=12, kernel=LECUN, phi=nn.tanh), DENSE),
     "gain 0.25, tanh, depth 12": Case(
         Plain(depth=12, kernel=scaled(0.25), phi=nn.tanh), DENSE, V
