@@ -150,7 +150,11 @@ def _takes_draws(sub: Any, draws: int = 16) -> None:
 
 
 def _factor(text: str) -> float:
-    if not (value := float(text)) > 1:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 1:
         raise argparse.ArgumentTypeError(f"{text} is not a factor above 1")
     return value
 
@@ -165,8 +169,21 @@ def _prepared(options: Any) -> dict[str, Any]:
     model = setup.load_model(options.model, options.args, options.seed, said)
     inputs = setup.make_inputs(options.input, options.seed)
     kwargs = setup.parse_json(options.kwargs, "--kwargs")
-    setup.check_callable_on(model, inputs, said)
+    setup.check_callable_on(model, inputs, kwargs, said)
     return {"model": model, "inputs": inputs, "kwargs": kwargs}
+
+
+def _check_folders(options: Any) -> None:
+    """Raises `UsageError` before an hour of measuring, not after it."""
+    for kind in _FILES:
+        path = getattr(options, kind, None)
+        folder = os.path.dirname(path or "")
+        if folder and not os.path.isdir(folder):
+            raise setup.UsageError(
+                f"--{kind} {path}: there is no folder {folder}.",
+                "Nothing was measured.",
+                f"mkdir -p {folder}",
+            )
 
 
 def _report(options: Any) -> int:
@@ -317,7 +334,8 @@ def _progress(label: str, then: str = "") -> Iterator[Callable[[int, int], None]
         TimeElapsedColumn(),
     )  # fmt: skip
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True) as bar:
+    quiet = not console.is_terminal  # a bar that cannot move would print a blank line
+    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task(label, total=None)
 
         def update(done: int, total: int) -> None:
@@ -345,6 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     try:
+        _check_folders(options)
         return options.run(options)
     except (lw.errors.LayerwiseError, setup.UsageError) as error:
         if options.debug:

@@ -164,9 +164,8 @@ def _construct(target: Any, spec: str, arguments: Any, seed: int, command: str) 
 
 
 def _own(signature: inspect.Signature) -> list[inspect.Parameter]:
-    return [
-        p for p in signature.parameters.values() if p.name not in ("parent", "name")
-    ]
+    left_out = ("self", "parent", "name")
+    return [p for p in signature.parameters.values() if p.name not in left_out]
 
 
 def _shown(signature: inspect.Signature) -> str:
@@ -250,11 +249,33 @@ def _input(spec: str, key: jax.Array) -> Any:
     return jax.random.randint(key, size, 0, vocabulary, dtype)
 
 
-def check_callable_on(model: Any, inputs: Any, command: str) -> None:
-    """Raises `UsageError` where a model that declares no input shape gets no input."""
+def check_callable_on(model: Any, inputs: Any, kwargs: Any, command: str) -> None:
+    """Raises `UsageError` where a model is to be called without what it needs."""
+    if not isinstance(kwargs, dict):
+        raise UsageError(
+            f"--kwargs is a {type(kwargs).__name__}.",
+            "What is passed by position are the inputs.",
+            f"{command} --kwargs '{{\"train\": false}}'",
+        )
     if inputs is None and getattr(model, "input_shape", None) is None:
         raise UsageError(
             f"{type(model).__name__} declares no input_shape, and there is no --input.",
             "Moments are those of a signal; without one there is nothing to propagate.",
             f"{command} --input 8,224,224,3",
         )
+    call = inspect.signature(type(model).__call__)
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    try:
+        call.bind(model, *given, **kwargs)
+    except TypeError as error:
+        named = [p for p in call.parameters.values() if p.name != "self"]
+        rest = [p for p in named[len(given) :] if p.default is p.empty]
+        missing = [p for p in rest if p.name not in kwargs]
+        flags = [p for p in missing if p.annotation in (bool, "bool")]
+        known = {p.name: True for p in flags} | kwargs
+        more = " --input SHAPE" * (len(given) + len(missing) - len(flags))
+        raise UsageError(
+            f"{type(model).__name__}.__call__{_shown(call)} {error}.",
+            "Each --input is one positional argument, in order; --kwargs has the rest.",
+            f"{command}{more}" + (f" --kwargs '{json.dumps(known)}'" if known else ""),
+        ) from None

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from layerwise.report.console import as_text
+from layerwise.report.console import as_text, natural_width
+from layerwise.report.evidence import normalizes
 from layerwise.tracing import TracedModel, trace
 from layerwise.tracing.blocks import Block, blocks
 from layerwise.tracing.cost import flops, layer_flops
+from layerwise.tracing.layers import Step
 from layerwise.tracing.model import check_params
 from layerwise.tracing.prepare import prepare
 from layerwise.tracing.receptive_field import receptive_fields
@@ -39,7 +41,7 @@ class LayerFacts:
         receptive_field: Places of the input that an output can depend on, along each
             axis that the first layer shares its weights over; empty where there is no
             such axis, or within a loop.
-        follows: What comes after the bias: "pointwise", "max_pool", ...
+        follows: What comes after the bias: "pointwise", "max_pool", "normalization"...
         source: The user's source line.
     """
 
@@ -103,15 +105,31 @@ class Description:
     __repr__ = __str__
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        yield self.sentence()
+        longest = max((len(y.path) for y in self.layers), default=0)
+        spare = max(0, longest - _PATH)
+        for count in range(len(_SPARED) + 1):
+            table = self._table(frozenset(_SPARED[:count]))
+            if natural_width(table) - spare <= options.max_width:
+                break
+        yield table
+
+    def _table(self, left_out: frozenset[str]) -> Any:
         from rich.table import Table
 
-        table = Table(title=self.sentence(), title_justify="left")
-        for i, column in enumerate(_COLUMNS):
-            left = i in (1, 2, len(_COLUMNS) - 1)
-            table.add_column(column, justify="left" if left else "right")
+        kept = [i for i, name in enumerate(_COLUMNS) if name not in left_out]
+        table = Table()
+        for name in (_COLUMNS[i] for i in kept):
+            left = name in ("path", "kind", "then")
+            table.add_column(
+                name,
+                justify="left" if left else "right",
+                no_wrap=name != "path",
+                overflow="fold",
+            )
         for row in self._cells():
-            table.add_row(*row)
-        yield table
+            table.add_row(*(row[i] for i in kept))
+        return table
 
     def _repr_html_(self) -> str:
         import html
@@ -133,11 +151,11 @@ class Description:
                 str(y.index),
                 y.path,
                 y.kind,
-                " x ".join(map(str, y.shape[1:])),
+                "x".join(map(str, y.shape[1:])),
                 f"{y.parameters:,}",
                 f"{y.fan_in:,}",
                 _engineering(y.flops / self.batch),
-                " x ".join(map(str, y.receptive_field)) or "-",
+                "x".join(map(str, y.receptive_field)) or "-",
                 ", ".join(y.follows) or "-",
             )
 
@@ -154,6 +172,10 @@ _COLUMNS = (
     "sees",
     "then",
 )
+_SPARED = ("then", "kind", "fan-in", "sees")
+"""Columns that a narrow terminal goes without, the first one first."""
+_PATH = 16
+"""Letters of a path that stay in one line where there is little room."""
 
 
 def power(n: int) -> str:
@@ -256,8 +278,12 @@ def _layers(traced: TracedModel) -> tuple[LayerFacts, ...]:
             fan_in=y.connections.fan_in,
             flops=cost[y.root],
             receptive_field=seen.get(y.u, ()),
-            follows=tuple(s.kind for s in y.steps if s.kind != "layout"),
+            follows=tuple(_named(s) for s in y.steps if s.kind != "layout"),
             source=y.source,
         )
         for i, y in enumerate(traced.all_layers(), 1)
     )
+
+
+def _named(step: Step) -> str:
+    return "normalization" if normalizes(step) else step.kind

@@ -12,6 +12,7 @@ from layerwise.report.drift import drift
 from layerwise.report.evidence import Evidence
 from layerwise.report.finding import Diagnosis, Finding, worst_first
 from layerwise.report.propagate import propagate_variance
+from layerwise.report.remedies import GIVEN_FIX
 from layerwise.report.report import TOLERANCE, VarianceReport
 from layerwise.report.squashing import squashing
 from layerwise.report.surroundings import nonfinite, surroundings
@@ -109,7 +110,8 @@ def _of_given(
     for finding in found:
         if (finding.kind, finding.direction) not in known:
             reason = f"in the network that was passed in, {finding.reason}"
-            yield dataclasses.replace(finding, reason=reason)
+            fix = finding.fix if finding.fix_is_code else GIVEN_FIX
+            yield dataclasses.replace(finding, reason=reason, fix=fix)
 
 
 def assert_healthy(

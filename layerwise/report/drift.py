@@ -6,10 +6,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from layerwise.report.evidence import Estimate, Evidence, Series
+from layerwise.report.evidence import Estimate, Evidence, Series, is_normalized
 from layerwise.report.factors import changes
 from layerwise.report.finding import Finding
-from layerwise.report.remedies import depth_fix, on_sums, scale_fix
+from layerwise.report.remedies import (
+    INPUT_FIX,
+    NORMALIZE_MORE_FIX,
+    SPREAD_FIX,
+    WIDEN_FIX,
+    depth_fix,
+    scale_fix,
+)
+from layerwise.tracing.sites import LayerRun
 
 
 DRIFT = ("vanishing", "exploding")
@@ -27,24 +35,33 @@ MAY_DIE = 0.05
 
 def drift(evidence: Evidence, tolerance: float) -> Iterator[Finding]:
     """Yields vanishing and exploding signals, and spreads that hide them."""
-    found: list[Finding] = []
+    moved: list[Finding] = []
     for direction in ("forward", "backward"):
         series = evidence.hidden(direction)
         if series.samples.shape[1] < 2:
             continue
         if not series.mean[-1]:
-            found += _blocked(evidence, series, direction)
+            yield from _blocked(evidence, series, direction)
             continue
         live = series.at_places(series.mean > 0)  # a state may start at zero
         if live.samples.shape[1] > 1:
-            found += _moved(evidence, live, direction, tolerance)
-    if {f.direction for f in found if f.severity == "sick"} == {"forward", "backward"}:
-        both = depth_fix(evidence, "both")
-        found = [
-            dataclasses.replace(f, fix=both) if f.kind in DRIFT else f for f in found
-        ]
-    yield from found
+            moved += _moved(evidence, live, direction, tolerance)
+    yield from _with_fixes(evidence, moved)
     yield from _output(evidence, tolerance)
+
+
+def _with_fixes(evidence: Evidence, moved: list[Finding]) -> Iterator[Finding]:
+    """Yields findings with the fix that holds for both directions together."""
+    sick = [f for f in moved if f.severity == "sick"]
+    narrow = any(f.kind == "dead_networks" for f in sick)
+    both = {f.direction for f in sick} == {"forward", "backward"}
+    for f in moved:
+        if f.kind == "vanishing" and narrow:
+            yield dataclasses.replace(f, fix=SPREAD_FIX)
+        elif f.kind in DRIFT and both and f.fix != SPREAD_FIX:
+            yield dataclasses.replace(f, fix=depth_fix(evidence, "both"))
+        else:
+            yield f
 
 
 def _moved(
@@ -52,7 +69,7 @@ def _moved(
 ) -> Iterator[Finding]:
     steps = series.samples.shape[1] - 1
     limit = math.log(tolerance)
-    if on_sums(evidence):
+    if evidence.on_sums:
         # What a sum adds at every block grows as a power of depth, and training bears
         # it (pre-norm stacks of a hundred layers); what multiplies, it does not.
         limit = max(limit, 2 * math.log(steps + 1))
@@ -120,8 +137,7 @@ def _dead(
         },
         f"in {int(dead.sum())} of {dead.size} networks the signal is exactly zero from "
         "here on.",
-        "widen the layer, or use an activation that is not flat on one side "
-        "(nn.leaky_relu, nn.elu)",
+        WIDEN_FIX,
     )
 
 
@@ -144,8 +160,7 @@ def _finding(
     if restored or borne:
         severity = "warning"
     column = int(series.columns[first])
-    inside = [evidence.sites[c].value in evidence.repeated for c in series.columns]
-    if kind == "vanishing" and direction == "backward" and np.mean(inside) > 0.5:
+    if kind == "vanishing" and direction == "backward" and evidence.recurrent:
         return _memory(evidence, series, column)
     steps = np.diff(logs)
     jump = int(np.argmax(np.abs(steps)))
@@ -177,8 +192,22 @@ def _finding(
         evidence.place(column),
         numbers,
         reason,
-        depth_fix(evidence, direction),
+        SPREAD_FIX
+        if _by_scatter(series, worst, moved[worst])
+        else depth_fix(evidence, direction),
     )
+
+
+def _by_scatter(series: Series, place: int, moved: float) -> bool:
+    """Whether networks scatter so much that a typical one vanishes at any scale.
+
+    The logarithm of a second moment is near normal over networks, so that with the mean
+    kept a typical one lies half the variance of the logarithm below it.
+    """
+    if moved > 0 or len(series.samples) < 2:
+        return False
+    relative = np.log(series.samples[:, place] / series.samples[:, 0])
+    return bool(relative.var(ddof=1) / 2 > 0.5 * -moved)
 
 
 def _memory(evidence: Evidence, series: Series, column: int) -> Finding:
@@ -234,8 +263,7 @@ def _restored(evidence: Evidence, series: Series, limit: float) -> bool:
 
 
 def _blocked(evidence: Evidence, series: Series, direction: str) -> Iterator[Finding]:
-    place = int(np.flatnonzero(series.mean)[-1]) + 1 if series.mean.any() else 0
-    site = evidence.sites[series.columns[place]]
+    site = evidence.sites[series.columns[_end(series)]]
     zero = [
         run for run in evidence.runs if not evidence.weight_variance(run.number).any()
     ]
@@ -261,9 +289,31 @@ def _blocked(evidence: Evidence, series: Series, direction: str) -> Iterator[Fin
         site.layer,
         site.path,
         {"second moment": Estimate(0.0, 0.0)},
-        "the signal is exactly zero in every network from here on.",
-        scale_fix(),
+        "the signal is exactly zero "
+        + ("in every network " if evidence.count > 1 else "")
+        + "from here on.",
+        _unblock_fix(evidence, site.layer),
     )
+
+
+def _unblock_fix(evidence: Evidence, number: int) -> str:
+    """What revives a layer that hands on nothing: by what kills it."""
+    ahead = evidence.hidden("forward")
+    if not ahead.mean[-1]:  # then it is also why nothing comes back
+        number = evidence.sites[ahead.columns[_end(ahead)]].layer
+    made = evidence.index.get(("u", number))
+    if made is not None and not evidence.second["forward"][:, made].any():
+        return scale_fix()  # weights of zero, or a number format that ends
+    if is_normalized(evidence.layer(number)):
+        return NORMALIZE_MORE_FIX
+    m = evidence.measurement
+    biased = m.bias_variance[evidence.rows, number - 1] > 0
+    return scale_fix() if biased.any() else WIDEN_FIX  # schemes draw no biases
+
+
+def _end(series: Series) -> int:
+    """Returns the first place from which on all is zero."""
+    return int(np.flatnonzero(series.mean)[-1]) + 1 if series.mean.any() else 0
 
 
 def _output(evidence: Evidence, tolerance: float) -> Iterator[Finding]:
@@ -273,22 +323,39 @@ def _output(evidence: Evidence, tolerance: float) -> Iterator[Finding]:
     column = evidence.index["u", head.number]
     series = Series(np.array([column]), evidence.second["forward"][:, [column]])
     if series.log[0] - series.log_error[0] > math.log(tolerance):
-        made = series.at(0)
+        made, gain = series.at(0), evidence.gain(head.number)
+        numbers = {"E[u^2]": made, "gain of the weights": Estimate(gain)}
+        at = evidence.index.get(("input", 0))
+        inputs = 1.0
+        if at is not None:
+            inputs = float(evidence.second["forward"][:, at].mean())
+            numbers["E[x^2] of the inputs"] = Estimate(inputs)
         yield Finding(
             "output_scale",
             "sick",
             "forward",
             head.number,
             head.path,
-            {
-                "E[u^2]": made,
-                "gain of the weights": Estimate(evidence.gain(head.number)),
-            },
+            numbers,
             f"the outputs start at a root mean square of {made.value**0.5:.3g}: as "
             "logits they are certain of a random answer.",
-            "scale the inputs to E[x^2] = 1 and the last layer's weights to variance "
-            "1 / fan_in (shared embeddings: multiply the logits by width ** -0.5)",
+            _output_fix(evidence, head, made.value, gain, inputs),
         )
+
+
+def _output_fix(
+    evidence: Evidence, head: LayerRun, made: float, gain: float, inputs: float
+) -> str:
+    """By which is the largest: the inputs, the last weights, or what lies between."""
+    between = made / (gain * inputs) if gain * inputs else 0.0
+    if inputs >= max(gain, between):
+        return INPUT_FIX
+    if gain < between:
+        return depth_fix(evidence, "forward")
+    own = set(head.layer.weight_leaves)
+    if any(own & set(x.leaves) for x in evidence.measurement.traced.lookups):
+        return "multiply the logits by width ** -0.5: the embeddings are shared"
+    return scale_fix()
 
 
 def blame(evidence: Evidence, moved: float) -> str:

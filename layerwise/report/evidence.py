@@ -1,17 +1,18 @@
 """What a verdict rests on: ensemble means with their errors, along the trunk."""
 
+import collections
 import dataclasses
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from layerwise import _jax
 from layerwise.measurement.result import Measurement
 from layerwise.report.trunk import trunk_sites
-from layerwise.tracing.layers import Layer
+from layerwise.tracing.layers import Layer, Step
 from layerwise.tracing.sites import LayerRun, NamedValue, layer_runs
 
 
@@ -187,7 +188,7 @@ class Evidence:
         numbers = {self.sites[i].layer for i in self.trunk}
         numbers -= {self.head.number} if self.head else set()
         some = [self.layer(n) for n in numbers if ("u", n) in self.index]
-        return 2 * sum(map(_is_normalized, some)) > len(some)
+        return 2 * sum(map(is_normalized, some)) > len(some)
 
     def hidden(self, direction: str) -> Series:
         """Returns the trunk's second moment, or its cotangents' energy.
@@ -244,10 +245,12 @@ class Evidence:
         return np.array(out)
 
     def place(self, column: int) -> str:
-        """Names a site for a reader: a layer's path, or a sum with its line."""
+        """Names a site for a reader: a layer's path, or a sum with where it is."""
         site = self.sites[column]
-        at = f" ({site.source})" if site.kind not in OF_LAYERS and site.source else ""
-        return site.path + at
+        if site.kind != "merge":
+            return site.path
+        at = site.source or f"after {self.runs[site.layer - 1].path}"
+        return f"{site.path} ({at})"
 
     @functools.cached_property
     def repeated(self) -> set[int]:
@@ -263,6 +266,42 @@ class Evidence:
             if not any(sliced & set(y.weight_leaves) for y in loop.layers):
                 found.update(v for g in loop.graphs() for v in g.avals)
         return found
+
+    @functools.cached_property
+    def averages(self) -> bool:
+        """Whether the trunk is averaged over positions somewhere."""
+        numbers = {self.sites[i].layer for i in self.trunk}
+        return any(_averaged(self.layer(n)) > 1 for n in numbers)
+
+    @functools.cached_property
+    def recurrent(self) -> bool:
+        """Whether most of the trunk repeats with the same weights."""
+        inside = [self.sites[i].value in self.repeated for i in self.trunk]
+        return 2 * sum(inside) > len(inside)
+
+    @functools.cached_property
+    def on_sums(self) -> bool:
+        """Whether most of the trunk are sums, of branches or of states and inputs."""
+        merges = sum(self.sites[i].kind == "merge" for i in self.trunk)
+        return 2 * merges > len(self.trunk)
+
+    @functools.cached_property
+    def composed(self) -> bool:
+        """Whether most layers' weights are made of several leaves: out of reach."""
+        return self._most(lambda y: len(y.weight_leaves) > 1)
+
+    @functools.cached_property
+    def tied(self) -> bool:
+        """Whether most layers use the weights of another one."""
+        layers = self.measurement.traced.all_layers()
+        uses = collections.Counter(n for y in layers for n in y.weight_leaves)
+        return self._most(lambda y: any(uses[n] > 1 for n in y.weight_leaves))
+
+    def _most(self, holds: Callable[[Layer], bool]) -> bool:
+        layers = [
+            self.layer(n) for n in sorted({self.sites[i].layer for i in self.trunk})
+        ]
+        return 2 * sum(map(holds, layers)) > len(layers)
 
     def layer(self, number: int) -> Layer:
         """Returns the layer of that number."""
@@ -293,9 +332,19 @@ class Evidence:
         return float(self.second[direction][:, last].mean() / below) if below else None
 
 
-def _is_normalized(layer: Layer) -> bool:
-    names = [set(s.names) for s in layer.steps if s.kind == "other"]
-    return any("reduce_sum" in n and n & {"rsqrt", "sqrt"} for n in names)
+def is_normalized(layer: Layer) -> bool:
+    """Whether a normalization by the signal's own moments follows the layer."""
+    return any(map(normalizes, layer.steps))
+
+
+def normalizes(step: Step) -> bool:
+    """Whether a step divides by moments of the signal."""
+    names = set(step.names)
+    return (
+        step.kind == "other"
+        and "reduce_sum" in names
+        and bool(names & {"rsqrt", "sqrt"})
+    )
 
 
 def _averaged(layer: Layer) -> float:

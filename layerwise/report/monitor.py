@@ -81,7 +81,7 @@ class Monitor:
         self.step = 0
         self.snapshots: list[Snapshot] = []
         self._loss_fn, self._has_aux, self._stop = loss_fn, has_aux, stop
-        self._gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=has_aux))
+        self._gradient: Callable[..., Any] | None = None
         self._log = None if log is None else _Log(pathlib.Path(log))
         self._run: Callable[..., Any] | None = None
         self._traced: TracedModel | None = None
@@ -90,17 +90,29 @@ class Monitor:
         self._spent, self._began = 0.0, 0.0
 
     def __call__(self, params: PyTree, *batch: Any) -> Any:
-        """Returns what ``jax.value_and_grad(loss_fn)(params, *batch)`` does."""
+        """Returns what ``jax.value_and_grad(loss_fn)(params, *batch)`` does.
+
+        Or what `nnx.value_and_grad` does, where `params` is an NNX module.
+        """
         if self.step % self.every == 0:
             self.look(params, *batch)
         self.step += 1
+        if self._gradient is None:
+            from flax import nnx
+
+            own = nnx if isinstance(params, nnx.Module) else jax
+            self._gradient = own.jit(
+                own.value_and_grad(self._loss_fn, has_aux=self._has_aux)
+            )
         return self._gradient(params, *batch)
 
     def look(self, params: PyTree, *batch: Any) -> Snapshot:
         """Measures the layers now, whatever the step, and returns what was seen."""
+        params, batch, loss_fn = _as_function(params, batch, self._loss_fn)
         if self._run is None:
-            self._build(params, *batch)
+            self._build(loss_fn, params, *batch)
         assert self._run is not None
+        jax.block_until_ready((params, batch))  # the steps before are not its cost
         start = time.perf_counter()
         raw = jax.device_get(self._run(params, jax.tree.leaves(batch)))
         if self._began == 0.0:  # the first call compiled: count from its end
@@ -137,11 +149,11 @@ class Monitor:
         passed = time.perf_counter() - self._began
         return self._spent / passed if self._began else 0.0
 
-    def _build(self, params: PyTree, *batch: Any) -> None:
+    def _build(self, loss_fn: Callable[..., Any], params: PyTree, *batch: Any) -> None:
         structure = jax.tree.structure(batch)
 
         def scalar(params: PyTree, *leaves: Any) -> jax.Array:
-            out = self._loss_fn(params, *jax.tree.unflatten(structure, leaves))
+            out = loss_fn(params, *jax.tree.unflatten(structure, leaves))
             return out[0] if self._has_aux else out
 
         leaves = jax.tree.leaves(batch)
@@ -193,6 +205,26 @@ class Monitor:
         return Snapshot(self.step, float(raw["loss"]), measurement, first)
 
 
+def _as_function(
+    params: Any, batch: tuple[Any, ...], loss_fn: Callable[..., Any]
+) -> tuple[PyTree, tuple[Any, ...], Callable[..., Any]]:
+    """Returns weights, what else goes in, and the loss of both.
+
+    Of an NNX module the weights are split off; it stays as it is, for its counts and
+    running statistics are copied.
+    """
+    from flax import nnx
+
+    if not isinstance(params, nnx.Module):
+        return params, batch, loss_fn
+    graph, weights, rest = nnx.split(params, nnx.Param, ...)
+
+    def loss(weights: PyTree, rest: PyTree, *batch: Any) -> Any:
+        return loss_fn(nnx.merge(graph, weights, rest, copy=True), *batch)
+
+    return weights, (rest, *batch), loss
+
+
 class _Log:
     """One JSON line a snapshot, and TensorBoard scalars where tensorboardX is."""
 
@@ -236,7 +268,8 @@ def monitor(
 
     Args:
         loss_fn: ``(params, *batch) -> loss``, a scalar; any trees; a function that
-            `jax.jit` takes.
+            `jax.jit` takes. For an NNX module ``(module, *batch) -> loss``; what is
+            returned then stands for `nnx.value_and_grad`.
         every: Calls between two snapshots.
         has_aux: As in `jax.value_and_grad`.
         log: A folder for ``layers.jsonl`` and, where tensorboardX is installed, its

@@ -7,7 +7,7 @@ import numpy as np
 
 from layerwise.report.evidence import Evidence, Series
 from layerwise.report.finding import Finding
-from layerwise.report.remedies import scale_fix
+from layerwise.report.remedies import recurrent_fix, scale_fix
 from layerwise.tracing import Loop, TracedModel
 from layerwise.tracing.dataflow import constant_value
 from layerwise.tracing.graph import Atom, Equation
@@ -125,9 +125,11 @@ def _flat(
         # E[phi'^2] of a Gaussian of scale s falls as 1/s: below 5 % at s^2 = 113 for
         # tanh, at four times that for the logistic function.
         limit = 113.0 if equation.name == "tanh" else 4 * 113.0
-        kind, fix = "saturation", scale_fix()
+        at = f" at {equation.source}" if equation.source else ""
+        kind = "saturation"
+        fix = recurrent_fix(evidence) if evidence.recurrent else scale_fix()
         reason = (
-            f"{equation.name} at {equation.source} sees inputs of second moment "
+            f"{equation.name}{at} sees inputs of second moment "
             f"{scores.value:.3g}: it is flat there, and its gate neither learns nor "
             "forgets."
         )

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from layerwise.measurement.result import Measurement
 from layerwise.report.evidence import Estimate, Evidence
 from layerwise.report.finding import Finding
-from layerwise.report.remedies import scale_fix
+from layerwise.report.remedies import INPUT_FIX, SPREAD_FIX, scale_fix
 from layerwise.tracing import Loop, TracedModel
 from layerwise.tracing.primitives import LOOKUPS
 
@@ -46,9 +47,11 @@ def nonfinite(evidence: Evidence) -> Iterator[Finding]:
         site = m.sites[bad[0] if direction == "forward" else bad[-1]]
         dtype = _dtypes(m.traced).get(site.value, "float32")
         share = np.count_nonzero(lost) / (evidence.count + np.count_nonzero(lost))
-        fix = scale_fix() if direction == "forward" else scale_fix("backward")
+        fix = scale_fix()
         if dtype == "float16":
-            fix += ", or bfloat16 in place of float16"
+            fix += "  # or bfloat16 in place of float16"
+        if direction == "forward" and _inputs_leave(m, dtype):
+            fix = INPUT_FIX
         yield Finding(
             "nonfinite",
             "sick",
@@ -71,7 +74,7 @@ def _proof(evidence: Evidence) -> Iterator[Finding]:
         estimates = {k: Estimate(v) for k, v in numbers.items()}
         return Finding("evidence", "undecided", "", 0, "", estimates, reason, fix)
 
-    if n < FEWEST and m.draws_done:
+    if n < FEWEST and m.draws_done and not evidence.lost.any():
         yield missing(
             f"{n} finite networks say little about the mean of all of them.",
             "lw.propagate_variance(..., draws=16)",
@@ -136,16 +139,34 @@ def _formats(evidence: Evidence) -> Iterator[Finding]:
                 },
                 f"values {what} in {name} (range {_RANGE[name][1]:.2g} to "
                 f"{_RANGE[name][0]:.3g}).",
-                "use bfloat16, or scale the loss (flax.training.dynamic_scale)"
-                if direction == "backward"
-                else "use bfloat16, or " + scale_fix(),
+                _format_fix(evidence.measurement, direction, name),
             )
+
+
+def _format_fix(m: Measurement, direction: str, dtype: str) -> str:
+    if direction == "backward":
+        return "use bfloat16, or scale the loss (flax.training.dynamic_scale)"
+    if _inputs_leave(m, dtype):
+        return INPUT_FIX
+    return scale_fix() + f"  # or bfloat16 in place of {dtype}"
+
+
+def _inputs_leave(m: Measurement, dtype: str) -> bool:
+    """Whether the inputs lie outside of what a number format holds."""
+    if m.sites[0].kind != "input" or dtype not in _RANGE:
+        return False
+    high, low = _RANGE[dtype]
+    rms = math.sqrt(m.second_moment("forward")[0, 0])
+    return not low <= rms <= high / 5
 
 
 def _windows(evidence: Evidence) -> Iterator[Finding]:
     """Padding and pooling, which the usual initializers know nothing of."""
     if evidence.normalized:
         return
+    ahead = evidence.hidden("forward")
+    logs = ahead.log[ahead.mean > 0]
+    moved = logs[-1] - logs[0] if len(logs) else 0.0
     kept, gained = 0.0, 0.0
     worst, most = (0.0, 0), (0.0, 0)
     sites = [evidence.sites[i] for i in evidence.trunk]
@@ -162,7 +183,7 @@ def _windows(evidence: Evidence) -> Iterator[Finding]:
             ratio = evidence.step(("v", "z"), "forward", run.number) or 1.0
             gained += math.log(ratio)
             most = max(most, (math.log(ratio), run.number))
-    if kept < math.log(0.1):
+    if kept < math.log(0.1) and moved < 0.5 * kept:  # nothing makes up for it
         yield Finding(
             "padding_loss",
             "warning",
@@ -174,7 +195,7 @@ def _windows(evidence: Evidence) -> Iterator[Finding]:
             f"x{math.exp(kept):.2g} over all layers; fan-in counts them all.",
             scale_fix(),
         )
-    if gained > math.log(10):
+    if gained > math.log(10) and moved > 0.5 * gained:
         yield Finding(
             "pooling_gain",
             "warning",
@@ -200,13 +221,14 @@ def _spread(evidence: Evidence) -> Iterator[Finding]:
         s = float(deviation[place])
         if s - 2 * s / math.sqrt(2 * evidence.count) < 1.0:
             continue
-        site = evidence.sites[series.columns[place]]
+        column = int(series.columns[place])
+        site = evidence.sites[column]
         yield Finding(
             "spread",
             "warning",
             direction,
             site.layer,
-            site.path,
+            evidence.place(column),
             {
                 "standard deviation of log": Estimate(
                     s, s / math.sqrt(2 * evidence.count)
@@ -217,7 +239,7 @@ def _spread(evidence: Evidence) -> Iterator[Finding]:
             },
             f"networks differ by a factor of {math.exp(s):.3g} up or down: depth over "
             "width is large, and one seed says little about the next.",
-            "widen the layers: the variance of log q falls as depth / width",
+            SPREAD_FIX,
         )
 
 
@@ -227,20 +249,25 @@ def _conflict(evidence: Evidence, tolerance: float) -> Iterator[Finding]:
     steps = ahead.samples.shape[1] - 1
     if steps < 2 or not (ahead.mean.all() and back.mean.all()):
         return
+    # Every step of time brings an input of its own, and before a normalization the
+    # weights' scale moves nothing.
+    if evidence.recurrent or evidence.normalized:
+        return
     difference = (ahead.log[-1] - ahead.log[0]) - (back.log[-1] - back.log[0])
     error = ahead.log_error.max() + back.log_error.max()
     if abs(difference) - error < 2 * math.log(tolerance):
         return
-    site = evidence.sites[ahead.columns[0]]
+    column = int(ahead.columns[0])
     yield Finding(
         "one_scale_conflict",
         "warning",
         "",
-        site.layer,
-        site.path,
+        evidence.sites[column].layer,
+        evidence.place(column),
         {"forward per layer": ahead.rate(), "backward per layer": back.rate()},
-        "forward and backward need different scales: whatever the weights' variance, "
-        f"one of the two moves by at least {math.exp(abs(difference) / 2):.3g}.",
+        "forward and backward need different scales: while the activations' slopes are "
+        "what they are, whatever the weights' variance, one of the two moves by at "
+        f"least {math.exp(abs(difference) / 2):.3g}.",
         "normalize the layers (nn.LayerNorm), or replace what acts on one direction "
         "only: overlapping pooling, padding, changing widths",
     )

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from layerwise.measurement.coverage import Select
+from layerwise.report.console import natural_width
 from layerwise.report.diagnosis import diagnose
 from layerwise.report.finding import Diagnosis
 from layerwise.report.report import DIRECTIONS, SYMBOL, VarianceReport
@@ -60,22 +61,14 @@ _PATH = 16
 def rich_tables(report: VarianceReport, width: int) -> list[Any]:
     """Returns the table for a terminal: one, or one a direction where it is narrow."""
     whole = _rich_table(report, DIRECTIONS)
-    if _width(whole) <= width:
+    if natural_width(whole) <= width:
         return [whole]
     spare = max(0, max(map(len, report.measurement.layer_paths)) - _PATH)
     for left_out in _NARROWER:
         tables = [_rich_table(report, (d,), left_out) for d in DIRECTIONS]
-        if max(map(_width, tables)) - spare <= width:
+        if max(map(natural_width, tables)) - spare <= width:
             break
     return tables
-
-
-def _width(table: Any) -> int:
-    from rich.console import Console
-    from rich.measure import Measurement
-
-    console = Console(width=10_000)
-    return Measurement.get(console, console.options, table).maximum
 
 
 def _rich_table(

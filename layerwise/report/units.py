@@ -24,9 +24,6 @@ FEW = 0.05
 """Share of the slope that may pass before units count as dead or saturated."""
 
 
-LIVE_FIX = "start its bias at 0 (bias_init=nn.initializers.zeros), center its input"
-
-
 def units(evidence: Evidence) -> Iterator[Finding]:
     """Yields activations that pass nothing back, and means that swamp the signal."""
     found: dict[str, list[Finding]] = {}
@@ -58,9 +55,11 @@ def _passing(evidence: Evidence, number: int, path: str) -> Iterator[Finding]:
     if not passing.value + 2 * np.nan_to_num(passing.sem) < FEW:
         return
     second = Estimate(float(evidence.second["forward"][:, at[0]].mean()))
+    if not second.value:  # nothing comes in: that is what is wrong, not these units
+        return
     numbers = {"E[phi'^2] / max phi'^2": passing, "E[u^2]": second}
     if flat == "below":
-        kind, fix = "dead_units", LIVE_FIX
+        kind, fix = "dead_units", _live_fix(evidence, number)
         why = "nearly all units are off for nearly all examples."
     else:
         kind, fix = "saturation", scale_fix()
@@ -75,6 +74,16 @@ def _passing(evidence: Evidence, number: int, path: str) -> Iterator[Finding]:
         f"only {100 * passing.value:.2g} % of the slope of its activation is left: "
         f"{why}",
         fix,
+    )
+
+
+def _live_fix(evidence: Evidence, number: int) -> str:
+    bias = evidence.measurement.bias_variance[evidence.rows, number - 1]
+    if (bias > 0).any():
+        return "start its bias at 0 (bias_init=nn.initializers.zeros)"
+    return (
+        "center its input, or use an activation that is not flat on one side "
+        "(nn.leaky_relu, nn.elu)"
     )
 
 
@@ -120,7 +129,7 @@ def _mean(evidence: Evidence, number: int, path: str) -> Iterator[Finding]:
             "E[u]": Estimate(float(mean.mean()), float(sem)),
             "E[u]^2 / E[u^2]": Estimate(float(share)),
         },
-        f"{100 * share:.2g} % of the pre-activations' second moment is a constant "
+        f"{100 * share:.3g} % of the pre-activations' second moment is a constant "
         "mean, the same in every network: units hardly tell inputs apart.",
         "use zero-mean weights and zero biases, or normalize before the activation",
     )
@@ -178,7 +187,7 @@ def _off(evidence: Evidence) -> Iterator[Finding]:
             run.path,
             {"share of channels": dead},
             f"{100 * dead.value:.2g} % of its channels are zero for every example.",
-            LIVE_FIX,
+            _live_fix(evidence, run.number),
         )
         return
 

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from report.networks import Depthwise, NnxPlain, Siren, UNet
 
 import layerwise as lw
 
@@ -231,6 +232,7 @@ class Case:
 
 
 DENSE, IMAGE = normal(16, 64), normal(4, 16, 16, 3)
+PLACES = jax.random.uniform(jax.random.key(7), (64, 2), minval=-1.0)
 TOKENS, TIME = normal(4, 12, 16), normal(8, 12, 16)
 WORDS = jax.random.randint(jax.random.key(6), (4, 12), 0, 50)
 V, E = ("vanishing",), ("exploding",)
@@ -244,6 +246,8 @@ CASES: dict[str, Case] = {
     "stddev 0.01 everywhere": Case(Plain(depth=5, kernel=init.normal(0.01)), DENSE, V),
     "stddev 1 everywhere": Case(Plain(depth=5, kernel=init.normal(1.0)), DENSE, E),
     "LeCun, SELU, depth 20": Case(Plain(kernel=LECUN, phi=nn.selu), DENSE),
+    "LeCun, ELU, depth 20": Case(Plain(kernel=LECUN, phi=nn.elu), DENSE),
+    "He, depth 8, one example": Case(Plain(depth=8), DENSE[:1]),
     "LeCun, tanh, depth 12": Case(Plain(depth=12, kernel=LECUN, phi=nn.tanh), DENSE),
     "gain 0.25, tanh, depth 12": Case(
         Plain(depth=12, kernel=scaled(0.25), phi=nn.tanh), DENSE, V
@@ -297,6 +301,18 @@ CASES: dict[str, Case] = {
         DENSE,
         ("precision", "vanishing"),
     ),
+    "LayerNorm in float16, depth 8": Case(
+        Plain(depth=8, norm=nn.LayerNorm, dtype=jnp.float16), DENSE
+    ),
+    "inputs of 3e-7 in float16": Case(
+        Plain(depth=6, dtype=jnp.float16), 3e-7 * DENSE, ("precision",)
+    ),
+    "linear, width 8, depth 100": Case(
+        Plain(depth=100, width=8, kernel=LECUN, phi=lambda x: x), DENSE, V
+    ),
+    "orthogonal, linear, depth 30": Case(
+        Plain(depth=30, kernel=init.orthogonal(), phi=lambda x: x), DENSE
+    ),
     # plain, convolutions
     "He, 3x3, 16 px, depth 10": Case(PlainConv(), IMAGE),
     "Glorot, 3x3, 16 px, depth 16": Case(
@@ -315,6 +331,17 @@ CASES: dict[str, Case] = {
     "Glorot, F34": Case(
         lw.zoo.f34(width=8, image_size=32), None, V, {"scheme": "glorot"}
     ),
+    # other architectures
+    "U-Net, He": Case(UNet(), IMAGE),
+    "U-Net, stddev 0.01": Case(UNet(kernel=init.normal(0.01)), IMAGE, V),
+    "depthwise, He": Case(Depthwise(), IMAGE),
+    "depthwise, fan-out of all channels": Case(
+        Depthwise(kernel=init.variance_scaling(2 / 24, "fan_out", "normal")), IMAGE, V
+    ),
+    "sines, weights / 30": Case(Siren(), PLACES),
+    "sines, LeCun": Case(Siren(kernel=LECUN), PLACES, E),
+    "NNX, He, depth 16": Case(NnxPlain(HE), DENSE),
+    "NNX, LeCun, ReLU, depth 16": Case(NnxPlain(LECUN), DENSE, V),
     # residual
     "residual, no norm, He, 16 blocks": Case(Residual(), DENSE, E),
     "residual, branches / sqrt(16)": Case(Residual(scale=0.25), DENSE),

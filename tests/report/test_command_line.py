@@ -31,7 +31,7 @@ class Deep(nn.Module):
 
 class Pair(nn.Module):
     @nn.compact
-    def __call__(self, tokens, x, train):
+    def __call__(self, tokens, x, train: bool):
         x = nn.Embed(20, 16)(tokens) + nn.Dense(16)(x)[:, None]
         return nn.Dense(4)(nn.relu(nn.Dense(16)(x)))
 
@@ -121,6 +121,23 @@ WRONG = {
     "unknown scheme": (["report", "zoo:mlp", "--scheme", "hee"], "The schemes are"),
     "no model": (["report", "flax.linen:relu"], "relu(x):"),
     "draws": (["report", "zoo:mlp", "--draws", "0"], "Pass draws=16"),
+    "arguments of the call by position": (
+        [
+            "report",
+            "flax.linen:Dense",
+            "--args",
+            "[4]",
+            "--input",
+            "4,8",
+            "--kwargs",
+            "[1]",
+        ],
+        "--kwargs '{\"train\": false}'",
+    ),
+    "no folder": (
+        ["report", "zoo:mlp", "--html", "no/such/folder/report.html"],
+        "Type: mkdir -p no/such/folder",
+    ),
 }
 
 
@@ -132,6 +149,14 @@ def test_what_is_wrong_is_said_on_one_screen_with_status_2(name, capsys):
     assert words in text
     assert "Traceback" not in text
     assert len(text.splitlines()) <= 12
+
+
+def test_an_input_that_was_not_given(models, capsys):
+    arguments = ["report", f"{models}:Pair", "--input", "int:4,6:vocab=20"]
+    assert cli.main(arguments) == 2
+    text = capsys.readouterr().err
+    assert "missing a required argument: 'x'" in text
+    assert f"layerwise report {models}:Pair --input SHAPE --input SHAPE" in text
 
 
 @pytest.mark.parametrize("broken", ["import not_installed_anywhere", "1 / 0"])
@@ -153,9 +178,9 @@ def test_argparse_errors_exit_with_2(capsys):
     assert caught.value.code == 2
     assert "required: model" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
-        cli.main(["report", "zoo:mlp", "--tolerance", "0.5"])
+        cli.main(["report", "zoo:mlp", "--tolerance", "much"])
     assert caught.value.code == 2
-    assert "0.5 is not a factor above 1" in capsys.readouterr().err
+    assert "much is not a factor above 1" in capsys.readouterr().err
 
 
 def test_inputs(tmp_path):

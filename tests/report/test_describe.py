@@ -115,3 +115,16 @@ def test_a_function_needs_its_parameters():
     assert lw.describe(apply, jnp.ones((3, 5)), params=params).parameters == 10
     with pytest.raises(lw.errors.InvalidArgumentError, match="params"):
         lw.describe(apply, jnp.ones((3, 5)))
+
+
+def test_text_is_plain_and_fits(monkeypatch):
+    """Kernels of notebooks set FORCE_COLOR; a narrow terminal goes without columns."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    found = lw.describe(lw.zoo.entry("resnet18").build_small())
+    for columns in (60, 80, 160):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        text = str(found)
+        assert "\x1b" not in text
+        assert max(map(len, text.splitlines())) <= columns
+        assert ("then" in text) == (columns == 160)
+        assert "…" not in text

@@ -4,7 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 import layerwise as lw
 
@@ -111,6 +113,49 @@ def test_nonfinite_names_the_layer_and_the_direction(params):
     weights = {k: jax.random.normal(jax.random.key(2), (16, 16)) for k in "abc"}
     seen = lw.monitor(backward_only).look(weights, BATCH)
     assert seen.nonfinite.startswith("backward at b")
+
+
+class NnxNet(nnx.Module):
+    """Running statistics and a stream of random numbers beside the weights."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.hidden = nnx.List([nnx.Linear(16, 16, rngs=rngs) for _ in range(2)])
+        self.norm = nnx.BatchNorm(16, rngs=rngs)
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+        self.head = nnx.Linear(16, 3, rngs=rngs)
+
+    def __call__(self, x):
+        for layer in self.hidden:
+            x = nnx.relu(layer(x))
+        return self.head(self.dropout(self.norm(x)))
+
+
+def nnx_loss(net: NnxNet, x: jax.Array, y: jax.Array) -> jax.Array:
+    picked = jnp.take_along_axis(nnx.log_softmax(net(x)), y[:, None], 1)
+    return -jnp.mean(picked)
+
+
+def test_an_nnx_module_trains_under_it_as_without():
+    watched, plain = NnxNet(nnx.Rngs(0)), NnxNet(nnx.Rngs(0))
+    step = lw.monitor(nnx_loss, every=2)
+    without = nnx.jit(nnx.value_and_grad(nnx_loss))
+    losses = []
+    for net, gradient in ((watched, step), (plain, without)):
+        optimizer = nnx.Optimizer(net, optax.sgd(0.1), wrt=nnx.Param)
+        for _ in range(3):
+            loss, gradients = gradient(net, X, LABELS)
+            optimizer.update(net, gradients)
+            losses.append(float(loss))
+    assert losses[:3] == losses[3:]
+    assert losses[2] < losses[0]
+    for a, b in zip(*(jax.tree.leaves(nnx.state(n)) for n in (watched, plain)),
+                    strict=True):  # fmt: skip
+        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            np.testing.assert_array_equal(a, b)
+    assert [s.step for s in step.snapshots] == [0, 2]
+    assert step.snapshots[1].loss == pytest.approx(losses[2], rel=1e-5)
+    assert step.last is not None
+    assert step.last.measurement.layer_paths == ("hidden/0", "hidden/1", "head")
 
 
 def test_every_must_count():

@@ -10,6 +10,7 @@ from report.labelled import CASES, HE, Case, normal
 import layerwise as lw
 from layerwise.report.evidence import Evidence
 from layerwise.report.finding import Finding
+from layerwise.report.remedies import SPREAD_FIX
 
 
 CHEAP = (
@@ -122,6 +123,31 @@ def test_the_network_that_was_passed_in_is_judged_too(measured):
     found = lw.diagnose(mixed)
     assert found.verdict == "sick"
     assert found[0].reason.startswith("in the network that was passed in, ")
+
+
+def test_what_the_network_passed_in_has_alone_is_not_blamed_on_its_law(measured):
+    """As where running statistics were loaded that switch every unit off."""
+    off = np.array(
+        [s.layer > 2 or (s.layer, s.kind) == (2, "v") for s in measured.sites]
+    )
+    factor = np.ones((8, len(off)))
+    factor[0, off] = 0.0
+    mixed = dataclasses.replace(
+        changed(measured, "forward", factor), draws=np.array([-1, *range(7)])
+    )
+    found = lw.diagnose(mixed)
+    assert (found[0].kind, found[0].path) == ("vanishing", "Dense_1")
+    assert "exactly zero from here on" in found[0].reason
+    assert found[0].fix.startswith("draw the parameters anew, or look at what was")
+
+
+def test_where_networks_scatter_width_is_the_fix(measured):
+    """The mean is kept and a typical network is not: no scale mends that."""
+    layers = np.array([s.layer for s in measured.sites], float)
+    scatter = np.linspace(-12.0, 0.0, 8)[:, None]
+    found = lw.diagnose(changed(measured, "forward", np.exp(scatter * (layers - 1))))
+    assert (found[0].kind, found[0].direction) == ("vanishing", "forward")
+    assert found[0].fix == SPREAD_FIX
 
 
 def test_dead_channels_and_rank_collapse_where_they_were_measured(measured):
