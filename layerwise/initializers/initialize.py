@@ -30,6 +30,7 @@ def scheme_law(
     distribution: str | None = None,
     params: PyTree = None,
     kwargs: Mapping[str, Any] | None = None,
+    rngs: Mapping[str, jax.Array] | None = None,
     **options: Any,
 ) -> Law:
     """Returns the law by which a scheme draws a model's parameters.
@@ -41,7 +42,7 @@ def scheme_law(
         check_distribution(distribution, found.distributions or (found.name,), scheme)
     given = {k: v for k, v in options.items() if v is not None}
     _check_options(found, given)
-    ready = prepare(model, params, inputs, kwargs=kwargs)
+    ready = prepare(model, params, inputs, kwargs=kwargs, rngs=rngs)
     function = ready.model
     if function.init is None and ready.given is not None:
         function = dataclasses.replace(function, params=ready.given)
@@ -95,6 +96,7 @@ def initialize(
     distribution: str | None = None,
     params: PyTree = None,
     kwargs: Mapping[str, Any] | None = None,
+    rngs: Mapping[str, jax.Array] | None = None,
     **options: Any,
 ) -> PyTree:
     """Returns parameters for a whole model, drawn under a scheme.
@@ -113,6 +115,7 @@ def initialize(
         distribution: "normal" (the default), "truncated", "uniform" or "orthogonal".
         params: For a plain function: its parameter tree, of which shapes are read.
         kwargs: Keyword arguments of the model's call.
+        rngs: Keys of the streams that the call draws from, by name (Linen).
         **options: Those of the scheme: ``cap`` (asv: bound on the standard deviation,
             as a multiple of what the formula gives with the pooling constant replaced
             by 1/2; its authors use 3), ``gain`` (orthogonal, delta_orthogonal,
@@ -145,6 +148,7 @@ def initialize(
         distribution=distribution,
         params=params,
         kwargs=kwargs,
+        rngs=rngs,
         **options,
     )
     return law.place(law(key))

@@ -72,7 +72,7 @@ def predict(
     """
     law: Law | None = None
     if isinstance(params, str):
-        law = scheme_law(model, inputs, params, cap=cap, kwargs=kwargs)
+        law = scheme_law(model, inputs, params, cap=cap, kwargs=kwargs, rngs=rngs)
     elif isinstance(params, Law):
         law = params
     return theory.predict(

@@ -88,7 +88,7 @@ def propagate_variance(
     theory = None if method is None else _theory(method)
     if scheme is not None:
         redraw = scheme_law(
-            model, inputs, scheme, cap=cap, params=params, kwargs=kwargs
+            model, inputs, scheme, cap=cap, params=params, kwargs=kwargs, rngs=rngs
         )
     start = time.perf_counter()
     measurement = measure(

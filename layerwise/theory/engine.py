@@ -210,6 +210,7 @@ class Engine:
             got = self.repeats.forward(node, states)
             if got is None:
                 got = rule.forward(self.ctx, node, states)
+                _check_numbers([got])
                 self.repeats.remember(node, "forward", states, [got])
             roots = self.sharing.roots(node, states)
             got = self.sharing.graded(node, got)
@@ -378,6 +379,7 @@ class Engine:
                 back = self.repeats.backward(node, states, flags, fitted)
                 if back is None:
                     back = rule.backward(ctx, node, states, out, fitted)
+                    _check_numbers(back)
                     operands = (*states, fitted)
                     self.repeats.remember(node, flags, operands, back)
             except Exception as error:
@@ -451,6 +453,14 @@ class Engine:
 
 
 FAILED = "its rule failed"
+
+
+def _check_numbers(states: Sequence[State | None]) -> None:
+    """Raises `ArithmeticError` if something is not a number."""
+    for state in (s for s in states if s is not None):
+        for _, field in state.parts:
+            if np.isnan(np.sum(field.second) + field.log_scale + state.tolerance):
+                raise ArithmeticError("a moment that is not a number")
 
 
 def _why(error: Exception) -> str:

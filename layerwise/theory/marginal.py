@@ -470,7 +470,8 @@ class Pointwise:
         """The response's bend and curl of two slopes; at one position they cancel."""
         rho = np.clip(self._typical_rho(), -0.999, 0.999)
         jump = (up - down) ** 2 / (2 * np.pi * np.sqrt(1 - rho**2))
-        jump = np.asarray(jump / dual.two_slope_slope_dual(up, down, rho))
+        pair = np.asarray(dual.two_slope_slope_dual(up, down, rho))
+        jump = np.asarray(jump / np.where(np.abs(pair) > 1e-12, pair, 1.0))
         jump[tuple(v.index(0) for v in self.field.lags)] = 0.0
         return jump, np.asarray(-rho * jump)
 

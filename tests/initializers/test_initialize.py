@@ -175,3 +175,25 @@ def test_a_scheme_for_chains_says_so_of_other_models(images, key):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         lw.initialize(Residual(), images, key, "lecun")
+
+
+class Dropped(nn.Module):
+    """A network that draws random numbers in its call."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(16)(x))
+        x = nn.Dropout(0.5, deterministic=False)(x)
+        return nn.Dense(4)(x)
+
+
+@pytest.mark.parametrize("scheme", ["kaiming_fan_in", "kernel_forward", "lsuv"])
+def test_streams_of_the_call_are_passed_on(scheme, key):
+    x, rngs = jax.random.normal(key, (8, 12)), {"dropout": jax.random.key(1)}
+    params = lw.initialize(Dropped(), x, key, scheme, rngs=rngs)
+    own = Dropped().init({"params": key} | rngs, x)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, own)
+    report = lw.propagate_variance(
+        Dropped(), None, x, scheme=scheme, draws=2, rngs=rngs
+    )
+    assert np.all(np.isfinite(report.measurement.curve("forward")))

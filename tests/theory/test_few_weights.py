@@ -19,6 +19,7 @@ def test_the_law_has_the_kurtosis_of_the_sum(x):
     squares = np.square(x)
     terms = squares.sum() ** 2 / np.square(squares).sum()
     law = law_of_sum(UNIFORM, terms)
+    assert law is not None
     w = marginal.weights()
     assert w @ law == pytest.approx(0.0, abs=1e-6)
     assert w @ law**2 == pytest.approx(1.0, rel=1e-6)

@@ -92,6 +92,32 @@ FOUND = {
     "factors behind a maximum": Architecture(
         ("gate",), act="leaky", width=32, gain=1.0, head="max", inputs="white", size=6
     ),
+    # E[sign sign'] of positions that do not correlate is zero, and was divided by.
+    "absolute values that do not correlate": Architecture(
+        ("pointwise",),
+        act="abs",
+        gain=1.0,
+        head="max",
+        inputs="tokens",
+        size=4,
+        rank=1,
+        batch=1,
+    ),
+    # Where windows are empty, positions that are normalized together still differ.
+    "group normalization of sparse inputs": Architecture(
+        ("group_norm",), act="tanh", head="max", inputs="sparse", size=3, rank=1
+    ),
+    # Each output of a depthwise convolution reads one channel: its law is a mixture.
+    "a smooth function behind a depthwise convolution": Architecture(
+        ("residual", "shifted", "pointwise", "subtract:2", "inverted"),
+        act="softplus",
+        width=12,
+        head="flat",
+        inputs="unequal",
+        size=3,
+        rank=2,
+        batch=1,
+    ),
     # Behind a square, second moments of neighbouring positions fluctuate together by
     # more than the square of the entries' correlation.
     "squares behind convolutions": Architecture(

@@ -374,7 +374,7 @@ def _pulled(
     root = np.sqrt((stats.variance + epsilon) / boost)
     table = projected * found.scale**2 / (root * _or_one(lagging.shifted(root, f.lags)))
     if not extent.positions:
-        gain = _inverse_gain(f, epsilon / np.mean(stats.variance))
+        gain = _inverse_gain(f, epsilon / float(np.mean(stats.variance)))
         table = table * gain.reshape(gain.shape + (1,) * f.rank)
     return Field(
         np.zeros(f.sizes), table, f.lags, ct.log_scale - f.log_scale, symmetric=True
