@@ -17,7 +17,7 @@ import numpy as np
 from layerwise.theory import marginal
 
 
-NEARLY_NORMAL = 0.2
+NEARLY_NORMAL = 0.4
 """Excess kurtosis up to which a sum is taken for normal."""
 
 

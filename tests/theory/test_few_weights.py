@@ -14,7 +14,7 @@ from layerwise.theory.few_weights import law_of_sum
 UNIFORM = marginal.of_samples((np.arange(2**16) + 0.5) / 2**15 - 1.0)
 
 
-@pytest.mark.parametrize("x", [[1.0, 0.3], [1.0, 1.0], [1.0, 0.8, 0.2], [1.0] * 5])
+@pytest.mark.parametrize("x", [[1.0, 0.3], [1.0, 1.0], [1.0, 0.8, 0.2], [1.0, 0.5]])
 def test_the_law_has_the_kurtosis_of_the_sum(x):
     squares = np.square(x)
     terms = squares.sum() ** 2 / np.square(squares).sum()

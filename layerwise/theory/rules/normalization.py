@@ -278,7 +278,7 @@ def _left(f: Field, extent: Extent) -> Any:
     for a, (held, size) in enumerate(zip(f.lags, f.sizes, strict=True)):
         shared = fluctuation.mapped(shared, held, a, np.ones((1, size)), (0,))
     whole = float(shared.item())
-    return np.maximum(f.spreads - whole, 0.0) / (1.0 + whole)
+    return np.asarray(np.maximum(f.spreads - whole, 0.0) / (1.0 + whole))
 
 
 def _on_sphere(freedom: float) -> np.ndarray | None:
@@ -312,7 +312,7 @@ def _inverse_gain(f: Field, epsilon: float) -> np.ndarray:
     if f.powers is not None:
         factors, chances = f.powers, np.full(len(f.powers), 1.0 / len(f.powers))
     gain = float(chances @ ((1.0 + epsilon) / (np.asarray(factors) + epsilon)))
-    return gain * ((1.0 + f.spreads) / (1.0 + own)) ** 0.25
+    return np.asarray(gain * ((1.0 + f.spreads) / (1.0 + own)) ** 0.25)
 
 
 def _unlike(f: Field) -> float:
