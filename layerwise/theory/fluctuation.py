@@ -151,10 +151,7 @@ def mixed(law: np.ndarray | None, spread: float) -> np.ndarray | None:
     g, (factors, chances) = marginal.nodes() if law is None else law, log_normal(spread)
     values = np.multiply.outer(np.sqrt(factors), g).ravel()
     w = np.multiply.outer(chances, marginal.weights()).ravel()
-    order = np.argsort(values, kind="stable")
-    mass = np.cumsum(w[order]) - 0.5 * w[order]
-    target = np.cumsum(marginal.weights()) - 0.5 * marginal.weights()
-    return marginal.standardize(np.interp(target, mass, values[order]))
+    return marginal.standardize(marginal.in_order(values, w))
 
 
 LITTLE = 0.05

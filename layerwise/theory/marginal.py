@@ -22,7 +22,7 @@ from scipy.special import gammaln, ndtr, ndtri
 from layerwise.moments import dual
 from layerwise.moments.activations import Numeric, two_slopes
 from layerwise.theory import lags as lagging
-from layerwise.theory.response import Response, log_normal
+from layerwise.theory.response import Response
 from layerwise.theory.state import Field, inverse
 
 
@@ -83,13 +83,18 @@ def standardize(values: np.ndarray) -> np.ndarray | None:
     if not sd > 1e-12 * (abs(mean) + 1e-300):
         return None
     if np.any(np.diff(values) < 0):
-        order = np.argsort(values, kind="stable")
-        mass = np.cumsum(w[order]) - 0.5 * w[order]
-        target = np.cumsum(w) - 0.5 * w
-        values = np.interp(target, mass, values[order])
+        values = in_order(values, w)
         mean = values @ w
         sd = float(np.sqrt(((values - mean) ** 2) @ w))
     return (values - mean) / sd
+
+
+def in_order(values: np.ndarray, masses: np.ndarray) -> np.ndarray:
+    """Returns the quantiles on the nodes of values with these probabilities."""
+    order = np.argsort(values, kind="stable")
+    mass = np.cumsum(masses[order]) - 0.5 * masses[order]
+    target = np.cumsum(weights()) - 0.5 * weights()
+    return np.interp(target, mass, values[order])
 
 
 def convolve(
@@ -330,11 +335,9 @@ class Pointwise:
             the fluctuation moved the logarithm of that.
         """
         mean, second, table = self.pairs(self.values(function) * factor)
-        own, factors = self.field.own_spread, self.field.powers
-        if factors is None:
-            factors, chances = log_normal(own)
-        else:
-            chances = np.full(len(factors), 1.0 / len(factors))
+        factors, chances = self.field.factors
+        own = self.field.own_spread
+        if self.field.powers is not None:
             own = float(np.var(factors))
         if len(factors) == 1 or not own > 0:
             return mean, table, 0.0, 0.0

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from layerwise.theory import lags as lagging
-from layerwise.theory.response import NO_RESPONSE, Response
+from layerwise.theory.response import NO_RESPONSE, Response, log_normal
 
 
 UNKNOWN = np.full(1, np.nan)
@@ -110,6 +110,13 @@ class Field:
     def own_spread(self) -> float:
         """The spread of single positions."""
         return float(self.spreads[tuple(v.index(0) for v in self.lags)])
+
+    @property
+    def factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Factors of the second moments, of mean 1, and their probabilities."""
+        if self.powers is None:
+            return log_normal(self.own_spread)
+        return self.powers, np.full(len(self.powers), 1.0 / len(self.powers))
 
     @functools.cached_property
     def correlations(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

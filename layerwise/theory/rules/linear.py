@@ -101,9 +101,7 @@ class Convolution:
             weights=float(fan * taps),
             spread=spread,
             powers=powers,
-            shape=few_weights.law_of_sum(
-                pattern.shape, _terms(ctx, source, state, axes, fan * taps)
-            ),
+            shape=_law_of_sum(ctx, pattern, source, state, axes, fan * taps),
         )
         if fan < state.channels:
             apart = fluctuation.between_groups(state, _taps(axes)[0], fan)
@@ -234,26 +232,22 @@ def convolve(
             before, size = size, before
         held = lagging.lag_values(size, ctx.level)
         if up == down == 1 and lags[a] == held and size == before:
-            table = _over_taps(table, axis, 1 + rank + a, transpose)
-            shape = [1] * table.ndim
-            shape[1 + a], shape[1 + rank + a] = len(held), size
-            table *= lagging.inside((held,), (size,)).reshape(shape)
-            continue
-        # Output lag l is made of input lag l * down / up: the same tap at both ends.
-        slices = []
-        for lag in held:
-            if lag * down % up:
-                piece = np.zeros_like(np.take(table, 0, axis=1 + a))
-            else:
-                piece = lagging.at_lag(table, lags, a, lag * down // up, comb[a])
-            summed = _over_taps(piece, axis, rank + a, transpose)
-            shape = [1] * summed.ndim
-            shape[rank + a] = size
-            summed *= lagging.inside(((lag,),), (size,))[0].reshape(shape)
-            slices.append(summed)
-        table = np.stack(slices, axis=1 + a)
-        lags[a] = held
-        comb[a] = comb[a] * up // int(np.gcd(comb[a] * up, down))
+            table = _sum_over_taps(table, axis, 1 + rank + a, transpose)
+        else:
+            # Output lag l is made of input lag l * down / up: one tap at both ends.
+            slices = []
+            for lag in held:
+                if lag * down % up:
+                    piece = np.zeros_like(np.take(table, 0, axis=1 + a))
+                else:
+                    piece = lagging.at_lag(table, lags, a, lag * down // up, comb[a])
+                slices.append(_sum_over_taps(piece, axis, rank + a, transpose))
+            table = np.stack(slices, axis=1 + a)
+            lags[a] = held
+            comb[a] = comb[a] * up // int(np.gcd(comb[a] * up, down))
+        shape = [1] * table.ndim
+        shape[1 + a], shape[1 + rank + a] = len(held), size
+        table *= lagging.inside((held,), (size,)).reshape(shape)
     sizes = table.shape[1 + rank :]
     return Field(
         np.zeros(sizes),
@@ -265,7 +259,7 @@ def convolve(
     ).normalized()
 
 
-def _over_taps(
+def _sum_over_taps(
     values: np.ndarray, axis: Axis, where: int, transpose: bool
 ) -> np.ndarray:
     """Sums an array's axis of inputs over the taps, or its axis of outputs back."""
@@ -334,9 +328,7 @@ class Product:
                 state, *_ones(state), got.lags, fixed=node.inputs[0] in ctx.data
             ),
             powers=state.parts[0][1].powers if node.inputs[0] in ctx.data else None,
-            shape=few_weights.law_of_sum(
-                pattern.shape, _terms(ctx, node.inputs[0], state, (), fan)
-            ),
+            shape=_law_of_sum(ctx, pattern, node.inputs[0], state, (), fan),
         )
         out = _output(state, roles, channels, field.normalized())
         return _graded(out, pattern, fan)
@@ -428,6 +420,21 @@ def _centred(
     return got.replace(table=whole * (got.table - field.table), mean=0.0 * got.mean)
 
 
+def _law_of_sum(
+    ctx: RuleContext,
+    pattern: Pattern,
+    source: int,
+    state: State,
+    axes: Sequence[Axis],
+    reads: int,
+) -> np.ndarray | None:
+    """Returns the marginal law of an output, which sums over so many weights."""
+    if pattern.shape is None:  # normal weights: whatever they are multiplied by
+        return None
+    terms = _terms(ctx, source, state, axes, reads)
+    return few_weights.law_of_sum(pattern.shape, terms)
+
+
 def _terms(
     ctx: RuleContext, source: int, state: State, axes: Sequence[Axis], reads: int
 ) -> float:
@@ -442,7 +449,9 @@ def _terms(
 
 def _summed(values: np.ndarray, axes: Sequence[Axis] | None, first: int) -> np.ndarray:
     """Returns the sums under the taps of every axis, of which `first` is the first."""
-    return lagging.along(values, [a.reach for a in axes or ()], first)
+    for a, axis in enumerate(axes or ()):
+        values = _sum_over_taps(values, axis, first + a, transpose=False)
+    return values
 
 
 def _ones(state: State) -> tuple[fluctuation.Taps, list[float]]:

@@ -31,7 +31,6 @@ from layerwise.theory import fluctuation, lags as lagging, marginal
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.normalization import Normalization
 from layerwise.theory.registry import NoSoundRule, rule
-from layerwise.theory.response import log_normal
 from layerwise.theory.rules.elementwise import fit_parts, worst
 from layerwise.theory.state import Field, Grade, State
 
@@ -308,10 +307,8 @@ def _inverse_gain(f: Field, epsilon: float) -> np.ndarray:
         epsilon: The constant added to q, in units of E[q].
     """
     own = f.own_spread
-    factors, chances = log_normal(own)
-    if f.powers is not None:
-        factors, chances = f.powers, np.full(len(f.powers), 1.0 / len(f.powers))
-    gain = float(chances @ ((1.0 + epsilon) / (np.asarray(factors) + epsilon)))
+    factors, chances = f.factors
+    gain = float(chances @ ((1.0 + epsilon) / (factors + epsilon)))
     return np.asarray(gain * ((1.0 + f.spreads) / (1.0 + own)) ** 0.25)
 
 
