@@ -134,6 +134,13 @@ class RuleContext:
             self._patterns[key] = moments.draws, found
         return self._patterns[key][1]
 
+    def back(self, single: bool, level: int) -> "RuleContext":
+        """Returns the context of the backward rules, for every node the same object."""
+        if (single, level) not in self._back:
+            changed = dataclasses.replace(self, single_back=single, level=level)
+            self._back[single, level] = changed
+        return self._back[single, level]
+
     def sample(self, atom: Any) -> np.ndarray:
         """Returns one draw of a parameter-made operand, to see along what it varies."""
         if not isinstance(atom, int):
@@ -163,6 +170,10 @@ class RuleContext:
     @functools.cached_property
     def _patterns(self) -> dict[Hashable, tuple[np.ndarray, Pattern]]:
         return {}  # with the samples, so that no others get their identity
+
+    @functools.cached_property
+    def _back(self) -> dict[tuple[bool, int], "RuleContext"]:
+        return {}
 
     @functools.cached_property
     def _producers(self) -> Mapping[int, Equation]:

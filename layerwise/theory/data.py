@@ -67,12 +67,12 @@ def _white(ctx: RuleContext, x: np.ndarray, lags: tuple[tuple[int, ...], ...]) -
 
 def _field(ctx: RuleContext, x: np.ndarray, lags: tuple[tuple[int, ...], ...]) -> Field:
     n, channels = x.shape[0], x.shape[-1]
-    table = np.zeros((ctx.classes, *map(len, lags), *x.shape[1:-1]))
     same = lagging.products(np.moveaxis(x, 0, -1).reshape(*x.shape[1:-1], -1), lags)
-    table[0] = same / (n * channels)
-    if ctx.classes == 2 and n > 1:
+    table = same[None] / (n * channels)
+    if ctx.classes == 2:
         both = lagging.products(x.sum(axis=0), lags)
-        table[1] = (both - same) / (n * (n - 1) * channels)
+        apart = (both - same) / (max(n * (n - 1), 1) * channels)
+        table = np.stack([table[0], apart])
     mean = x.mean(axis=(0, -1))
     squares = np.square(x).mean(axis=-1)
     spread = fluctuation.of_batch(squares, lags)

@@ -8,6 +8,7 @@ says that its assumptions do not hold, the node is sampled.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -354,11 +355,12 @@ class Engine:
         states = [self.state_of(v) for v in node.inputs]
         out = self.known[node.output]
         # Before the first node that sums cotangents, single positions suffice.
-        ctx = dataclasses.replace(
-            self.ctx, single_back=node.output <= self.first_reader
+        alone = node.output < self.first_reader
+        ctx = self.ctx.back(
+            single=node.output <= self.first_reader,
+            level=lagging.NONE if alone else self.ctx.level,
         )
-        if node.output < self.first_reader:
-            ctx = dataclasses.replace(ctx, level=lagging.NONE)
+        if alone:
             states = [s.map(Field.single) for s in states]
             out = out.map(Field.single)
             contributions = [c.map(Field.single) for c in contributions]
@@ -375,7 +377,7 @@ class Engine:
         for cotangent in given:
             try:
                 fitted = fit_parts(cotangent, out)
-                flags = (node.output < self.first_reader, ctx.single_back)
+                flags = (alone, ctx.single_back)
                 back = self.repeats.backward(node, states, flags, fitted)
                 if back is None:
                     back = rule.backward(ctx, node, states, out, fitted)
@@ -391,13 +393,13 @@ class Engine:
                     if not self.sharing.has_weights(node):
                         ct = profile.unknown_unless_said(node.name, fitted, ct)
                     else:
-                        ct = ct.map(lambda f: f.replace(profile=None))
+                        ct = ct.map(functools.partial(_without, name="profile"))
                         origin = self.sharing.roots(node, ())
                     ct = dataclasses.replace(ct, terms=(), roots=origin)
                     if v < self.first_reader:
                         ct = ct.map(Field.single)
                     if not ctx.joint or v < self.first_reader:  # nothing reads it
-                        ct = ct.map(lambda f: f.replace(joint=None))
+                        ct = ct.map(functools.partial(_without, name="joint"))
                     self.cotangents.setdefault(v, []).append(ct)
 
     def _reached(self, value: int) -> bool:
@@ -450,6 +452,11 @@ class Engine:
             self.cotangents[v] = [self.drawn_back[v]]
             self.total.pop(v, None)
         self.fixed = self.fixed | frozenset(wanted)
+
+
+def _without(field: Field, name: str) -> Field:
+    """Returns a field without one of its parts."""
+    return field if getattr(field, name) is None else field.replace(**{name: None})
 
 
 FAILED = "its rule failed"

@@ -126,6 +126,14 @@ def _count(batch: int) -> int:
 
 def average(states: Sequence[State]) -> Moments:
     """Returns the moments of a value over groups of equal size."""
+    if len(states) == 1:
+        (state,) = states
+        mean, log, _ = state.moments()
+        grade, mean_grade = (
+            Grade.MEASURED if state.sources else g
+            for g in (state.grade, state.mean_grade)
+        )
+        return Moments(mean, log, grade, mean_grade, state.tolerance)
     rows = [s.moments()[:2] for s in states]
     logs = np.array([log for _, log in rows])
     with np.errstate(invalid="ignore"):  # NaN where a sampled value is none

@@ -302,11 +302,9 @@ POWERS = 16
 
 def of_batch(squares: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
     """Returns the relative covariance over examples of ``(example, *positions)``."""
-    over = tuple(range(-len(lags), 0)) if lags else ()
-    mean = squares.mean(axis=0)
-    product = lagging.products(np.moveaxis(squares, 0, -1), lags) / len(squares)
-    alone = lagging.products(mean[..., None], lags)
-    together, apart = product.sum(axis=over), alone.sum(axis=over)
+    mean = squares.mean(axis=0)[..., None]
+    together = lagging.summed_products(np.moveaxis(squares, 0, -1), lags)
+    together, apart = together / len(squares), lagging.summed_products(mean, lags)
     known = apart > 0
     ratio = np.divide(together, np.where(known, apart, 1.0))
     return np.where(known, np.maximum(ratio - 1.0, 0.0), 0.0)

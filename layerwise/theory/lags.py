@@ -16,7 +16,7 @@ Pairs that lie outside of the map are zero.
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -189,6 +189,30 @@ def pairs_of(
     return np.asarray(np.multiply(out, values, out=out if out.ndim else None))
 
 
+def half(lags: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    """Returns the lags without those that are negative along the first axis."""
+    if not lags:
+        return ()
+    return (lags[0][lags[0].index(0) :], *lags[1:])
+
+
+def whole(table: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Returns ``(class, *lags, *positions)`` from a symmetric table's `half`."""
+    negative = lags[0].index(0) if lags else 0
+    if not negative:
+        return table
+    rank = len(lags)
+    sizes = table.shape[1 + rank :]
+    out = np.zeros((len(table), *map(len, lags), *sizes))
+    out[:, negative:] = table
+    for which in itertools.product(range(negative), *(range(len(v)) for v in lags[1:])):
+        other = tuple(len(v) - 1 - i for v, i in zip(lags, which, strict=True))
+        lag = [v[i] for v, i in zip(lags, which, strict=True)]
+        here, there = _overlap(lag, sizes)
+        out[(slice(None), *which, *here)] = out[(slice(None), *other, *there)]
+    return out
+
+
 _FEW = 512
 """Positions below which one look-up in a table is faster than a copy for each lag."""
 
@@ -229,23 +253,50 @@ def products(x: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
         got = np.take_along_axis(flat @ flat.T, index, axis=0)
         return np.asarray(got.reshape(there.shape) * inside(lags, sizes))
     out = np.zeros((*map(len, lags), *sizes))
-    done: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for which, here, there, mirrored in _overlaps(lags, sizes):
+        if mirrored is None:
+            out[(*which, *here)] = np.einsum("...c,...c->...", x[here], x[there])
+        else:
+            out[(*which, *here)] = out[(*mirrored, *there)]
+    return out
+
+
+def summed_products(x: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Returns ``(*lags,)``: `products` summed over positions."""
+    out, axes = np.zeros([len(v) for v in lags]), list(range(x.ndim))
+    for which, here, there, mirrored in _overlaps(lags, x.shape[:-1]):
+        if mirrored is None:
+            out[which] = np.einsum(x[here], axes, x[there], axes, [])
+        else:
+            out[which] = out[mirrored]
+    return out
+
+
+Slices = tuple[slice, ...]
+Index = tuple[int, ...]
+
+
+def _overlaps(
+    lags: Sequence[tuple[int, ...]], sizes: Sequence[int]
+) -> Iterator[tuple[Index, Slices, Slices, Index | None]]:
+    """Yields (lag's number, where p is, where p + l is, number of -l if it was before).
+
+    The pairs at -l are those at l, from the other end.
+    """
+    done: dict[Index, Index] = {}
     for which in itertools.product(*(range(len(v)) for v in lags)):
         lag = tuple(v[i] for v, i in zip(lags, which, strict=True))
-        done[lag] = which
         mirrored = done.get(tuple(-d for d in lag))
-        ends = list(zip(lag, sizes, strict=True))
-        here = tuple(slice(max(0, -d), s - max(0, d)) for d, s in ends)
-        there = tuple(slice(max(0, d), s + min(0, d)) for d, s in ends)
-        if any(a.start >= a.stop for a in here):
-            continue
-        if (
-            mirrored is not None and mirrored != which
-        ):  # the same pairs, from the other end
-            out[(*which, *here)] = out[(*mirrored, *there)]
-        else:
-            out[(*which, *here)] = np.einsum("...c,...c->...", x[here], x[there])
-    return out
+        done[lag] = which
+        yield which, *_overlap(lag, sizes), mirrored
+
+
+def _overlap(lag: Sequence[int], sizes: Sequence[int]) -> tuple[Slices, Slices]:
+    """Returns where p and where p + l is, for those pairs that lie in the map."""
+    ends = list(zip(lag, sizes, strict=True))
+    here = tuple(slice(max(0, -d), max(n - max(0, d), 0)) for d, n in ends)
+    there = tuple(slice(max(0, d), max(n + min(0, d), 0)) for d, n in ends)
+    return here, there
 
 
 def inside(lags: Sequence[tuple[int, ...]], sizes: Sequence[int]) -> np.ndarray:

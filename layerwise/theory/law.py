@@ -112,8 +112,13 @@ def of_init(init: Callable[..., PyTree], inputs: Sequence[Any]) -> Law:
         return init(key, *inputs)
 
     key = jax.random.key(20201)
-    jaxpr, shapes = jax.make_jaxpr(draw, return_shape=True)(key)
+    # Of `init` itself: what it was asked for its shapes before is in JAX's cache.
+    jaxpr, shapes = jax.make_jaxpr(init, return_shape=True)(key, *inputs)
     graph = from_jaxpr(jaxpr)
+    data = zip(graph.inputs[1:], jax.tree.leaves(inputs), strict=True)
+    graph = dataclasses.replace(
+        graph, inputs=graph.inputs[:1], constants={**graph.constants, **dict(data)}
+    )
     flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
     known: dict[Any, Leaf] = {}
     seen: dict[Hashable, jax.Array] = {}
@@ -204,7 +209,11 @@ def _integrated(values: np.ndarray, drawn: np.ndarray | None = None) -> Leaf:
 def _signature(graph: Graph, equations: Sequence[Equation]) -> str:
     text = []
     for e in equations:
-        literals = [repr(a.val) for a in e.inputs if not isinstance(a, int)]
+        literals = [
+            (np.asarray(a.val).item(), str(a.aval))
+            for a in e.inputs
+            if not isinstance(a, int)
+        ]
         constants = [
             repr(graph.constants[v]) for v in e.values_in if v in graph.constants
         ]

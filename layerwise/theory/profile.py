@@ -26,12 +26,12 @@ def is_unknown(profile: np.ndarray | None) -> bool:
     return profile is not None and bool(np.isnan(profile).any())
 
 
-def in_front(profile: np.ndarray | None, values: np.ndarray) -> np.ndarray | None:
+def in_front(profile: np.ndarray, values: np.ndarray) -> np.ndarray | None:
     """Returns the profile of f(x) by the z of x; `values` are those of f at the nodes.
 
     The z of f(x) counts the values of f in order (`marginal.standardize`).
     """
-    if profile is None or np.ptp(profile) == 0:
+    if np.ptp(profile) == 0:
         return None
     if is_unknown(profile) or not np.any(np.diff(values) < 0):
         return profile

@@ -260,11 +260,17 @@ _OWN_FIELD = (
 )
 
 
+_STATE = tuple(f.name for f in dataclasses.fields(State))
+_FIELD = tuple(f.name for f in dataclasses.fields(Field))
+
+
 def _alike(a: State | Field, b: State | Field, but: Sequence[str]) -> bool:
     """Whether all attributes but some are equal."""
-    for field in dataclasses.fields(a):
-        x, y = getattr(a, field.name), getattr(b, field.name)
-        if field.name in but or x is y:
+    for name in _STATE if isinstance(a, State) else _FIELD:
+        if name in but:
+            continue
+        x, y = getattr(a, name), getattr(b, name)
+        if x is y:
             continue
         if isinstance(x, np.ndarray) or isinstance(y, np.ndarray):
             if not np.array_equal(x, y):

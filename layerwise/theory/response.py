@@ -4,6 +4,7 @@ See `layerwise.theory.fluctuation`, which says where it comes from.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,10 +30,10 @@ class Response:
     bend: Any = 0.0
     curl: Any = 0.0
 
-    @property
+    @functools.cached_property
     def is_zero(self) -> bool:
         """Whether there is none."""
-        return self is NO_RESPONSE or not any(np.any(v) for v in self._values())
+        return not any(np.any(v) for v in self._values())
 
     def _values(self) -> tuple[Any, ...]:
         return self.power, self.alignment, self.unit, self.bend, self.curl

@@ -109,6 +109,8 @@ class Field:
     @property
     def own_spread(self) -> float:
         """The spread of single positions."""
+        if np.ndim(self.spread) == 0:
+            return float(self.spread)
         return float(self.spreads[tuple(v.index(0) for v in self.lags)])
 
     @property
@@ -237,6 +239,10 @@ class State:
 
     def moments(self) -> tuple[float, float, float]:
         """Returns (mean, log E[x^2], E[x^2]) over everything; -inf for zero."""
+        return self._moments
+
+    @functools.cached_property
+    def _moments(self) -> tuple[float, float, float]:
         field = self.average()
         second = float(np.mean(field.second))
         with np.errstate(divide="ignore", over="ignore", under="ignore"):
@@ -248,6 +254,8 @@ class State:
         """Returns the state with `function` applied to every part's field."""
         assert callable(function)
         parts = tuple((n, function(f)) for n, f in self.parts)
+        if not changes and all(a[1] is b[1] for a, b in zip(parts, self.parts)):
+            return self
         return dataclasses.replace(self, parts=parts, **changes)  # type: ignore[arg-type]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import layerwise as lw
-from layerwise.theory import fluctuation, marginal
+from layerwise.theory import fluctuation, pointwise
 from layerwise.theory.predict import predict
 from layerwise.theory.response import NO_RESPONSE, Response, log_normal
 from layerwise.theory.state import Field
@@ -84,7 +84,7 @@ def test_spread_is_that_of_networks():
     between = float(np.var(squares) / squares.mean() ** 2)
     assert fluctuation.of_batch(squares, ()) == pytest.approx(between, rel=1e-6)
     field = Field(np.zeros(()), np.ones(1), (), symmetric=True)
-    behind = marginal.Pointwise(field).apply(lambda u: np.maximum(u, 0.0))
+    behind = pointwise.Pointwise(field).apply(lambda u: np.maximum(u, 0.0))
     assert fluctuation.excess(field) == pytest.approx(2.0, rel=1e-6)
     assert fluctuation.excess(behind) == pytest.approx(5.0, rel=1e-4)
 
@@ -107,7 +107,7 @@ def test_correlation_of_squares(rho):
     field = Field(np.zeros(2), table, ((-1, 0, 1),), symmetric=True)
     assert fluctuation.correlation_of_squares(field)[2] == pytest.approx(rho**2)
     for phi, error in ((lambda u: np.maximum(u, 0.0), 0.01), (np.square, 0.08)):
-        behind = marginal.Pointwise(field).apply(phi)
+        behind = pointwise.Pointwise(field).apply(phi)
         got = fluctuation.correlation_of_squares(behind)
         assert got[1] == pytest.approx(1.0)
         assert got[2] == pytest.approx(exactly(phi), abs=error)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from layerwise.moments.activations import Numeric, cached_float64, two_slopes
-from layerwise.theory import lags as lagging, marginal, profile as profiles
+from layerwise.theory import lags as lagging, marginal, pointwise, profile as profiles
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.response import Response
@@ -52,7 +52,7 @@ class Pointwise:
         linear = slopes is not None and slopes[0] == slopes[1]
         symmetric = all(f.symmetric for _, f in state.parts)
         exact = linear or (slopes is not None and symmetric)
-        runs = [(n, marginal.Pointwise(f)) for n, f in state.parts]
+        runs = [(n, pointwise.Pointwise(f)) for n, f in state.parts]
         out = dataclasses.replace(
             state, parts=tuple((n, r.apply(phi)) for n, r in runs)
         )
@@ -103,8 +103,10 @@ class Pointwise:
                     table=ct.through, through=None, joint=None, profile=UNKNOWN
                 )
             else:
-                run = marginal.Pointwise(f)
-                given = profiles.in_front(ct.profile, run.typical(phi))
+                run = pointwise.Pointwise(f)
+                given = None
+                if ct.profile is not None:
+                    given = profiles.in_front(ct.profile, run.typical(phi))
                 got = run.pull_back(ct.replace(profile=given), phi, slope, ctx.joint)
                 after = profiles.behind(given, run.typical(slope))
                 got = got.replace(profile=after)

@@ -1,0 +1,370 @@
+r"""Scalar functions of nearly normal fields: moments, pair moments, cotangents.
+
+A function of an entry is a function of the z of its marginal law
+(`layerwise.theory.marginal`), and pairs are read off its Hermite coefficients:
+
+.. math:: E[f_p f_{p'}] = \sum_n a_n(p) a_n(p') \rho^n ,
+
+exact where the pair's z are jointly normal (wide layers; a Gaussian copula elsewhere).
+The sum stops at order 24; what is left at :math:`\rho = 1` is given to the last order,
+so that single positions are right and pairs err by less than that remainder. A pair at
+lag -l is one at l from its other end: half of the lags are computed.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from layerwise.moments import dual
+from layerwise.moments.activations import Numeric, two_slopes
+from layerwise.theory import lags as lagging
+from layerwise.theory.marginal import (
+    ORDER,
+    hermite,
+    latent_correlation,
+    nodes,
+    of_two_slopes,
+    power_sum,
+    standardize,
+    weights,
+)
+from layerwise.theory.response import Response
+from layerwise.theory.state import Field
+
+
+class Local:
+    """How a function moves moments of (x, perturbation of x), near one law of x.
+
+    Args:
+        law: ``(node,)``: x at the nodes.
+        phi: The function.
+        slope: Its derivative.
+
+    Attributes:
+        growth: d log E[phi^2] / d log E[x^2].
+        gradient_growth: d log E[phi'^2] / d log E[x^2].
+        together: E[phi^2 phi'^2] / E[phi^2] E[phi'^2].
+        turn: What a perturbation along x gains over one across it.
+        keeping: Squared alignment behind the function, per that in front.
+    """
+
+    def __init__(self, law: np.ndarray, phi: Numeric, slope: Numeric):
+        w, step = weights(), 1e-3
+        power = max(float(w @ law**2), 1e-300)
+        f2, g2 = phi(law) ** 2, slope(law) ** 2
+        value, gradient = (max(float(w @ v), 1e-300) for v in (f2, g2))
+
+        def growth(function: Numeric) -> float:
+            up, down = (
+                float(w @ function(np.sqrt(t) * law) ** 2) for t in (1 + step, 1 - step)
+            )
+            return float(np.log(max(up, 1e-300) / max(down, 1e-300))) / (2 * step)
+
+        self.growth, self.gradient_growth = growth(phi), growth(slope)
+        self.together = float(w @ (f2 * g2)) / (value * gradient)
+        self.turn = float(w @ (g2 * law**2)) / power / gradient - 1.0
+        along = float(w @ (phi(law) * slope(law) * law))
+        self.keeping = along / power * (along / value) / gradient
+
+
+class Pointwise:
+    """Moments of functions of one field, sharing what they have in common.
+
+    Args:
+        field: The field that the functions are applied to.
+    """
+
+    def __init__(self, field: Field):
+        self.field, self.shift = field, 0.0
+        with np.errstate(over="ignore", under="ignore"):
+            self.unit = float(np.exp(0.5 * field.log_scale))
+        self.var = np.maximum(field.second - field.mean**2, 0.0)
+        self.lags = lagging.half(field.lags)
+
+    @functools.cached_property
+    def _distinct(self) -> tuple[np.ndarray, np.ndarray]:
+        key = np.ravel(self.field.mean + 1j * np.sqrt(self.var))  # as one number each
+        top = np.abs(key).max(initial=0.0) or 1.0
+        rounded, back = np.unique(np.round(key / top, 12), return_inverse=True)
+        return np.stack([rounded.real, rounded.imag]) * top * self.unit, back
+
+    @property
+    def sites(self) -> np.ndarray:
+        """``(2, distinct)``: mean and standard deviation, each pair of them once."""
+        return self._distinct[0]
+
+    @functools.cached_property
+    def rho(self) -> np.ndarray:
+        """Latent correlation of every pair, at half of the lags."""
+        first = self.field.lags[0].index(0) if self.field.lags else 0
+        half = self.field.table[:, first:] if self.field.lags else self.field.table
+        return latent_correlation(self.field.replace(table=half, lags=self.lags))
+
+    def _whole(self, half: np.ndarray) -> np.ndarray:
+        """Returns a table of pairs at every lag."""
+        return lagging.whole(half, self.field.lags)
+
+    def values(self, function: Numeric, power: float = 1.0) -> np.ndarray:
+        """Returns ``(distinct, node)``: the function at every position and node.
+
+        Args:
+            function: The function.
+            power: Factor of the field's second moment (one network's, say).
+        """
+        g = nodes() if self.field.shape is None else self.field.shape
+        mean, sd = self.sites * np.sqrt(power)
+        return function(mean[:, None] + sd[:, None] * g[None, :])
+
+    def expand(self, site_values: np.ndarray) -> np.ndarray:
+        """Returns values per distinct position as values per position."""
+        shape = site_values.shape[1:] + self.field.sizes
+        _, number = self._distinct
+        return np.moveaxis(site_values[number], 0, -1).reshape(shape)
+
+    def pairs(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns (mean, second, table) of a function given by its `values`, unscaled.
+
+        The table has the class and position axes of the field's own, and half its lags.
+        """
+        w = weights()
+        mean, second = values @ w, np.square(values) @ w
+        a = values @ hermite()
+        rest = second - np.square(a).sum(axis=1)
+        a[:, -1] = np.sign(a[:, -1] + 1e-300) * np.sqrt(
+            np.maximum(a[:, -1] ** 2 + rest, 0.0)
+        )
+        if len(a) == 1:
+            squares = a[0] ** 2
+            out = np.zeros_like(self.rho)
+            for value in squares[::-1]:
+                out *= self.rho
+                out += value
+            out *= lagging.inside(self.lags, self.field.sizes)
+        else:
+            per_site = self.expand(a)  # (order, *positions)
+            out = np.zeros_like(self.rho)
+            for one in per_site[::-1]:
+                out *= self.rho
+                out += one * lagging.shifted(one, self.lags)
+        return self.expand(mean), self.expand(second), self._set_zero(out, second)
+
+    def _set_zero(self, table: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Puts the exact second moments at lag zero of one example."""
+        table[(0, *(v.index(0) for v in self.lags))] = self.expand(second)
+        return table
+
+    def apply(self, phi: Numeric) -> Field:
+        """Returns the field of phi(x); `shift` is what the spread did to its log."""
+        f = self.field
+        slopes = two_slopes(phi)
+        g = nodes() if f.shape is None else f.shape
+        centred = f.shape is None and not np.any(f.mean)
+        if slopes is not None and slopes[0] == slopes[1] != 0.0:
+            return f.scaled(slopes[0] ** 2).replace(
+                mean=f.mean * np.sign(slopes[0]), symmetric=f.symmetric
+            )
+        if slopes is not None and centred and any(slopes):
+            up, down = slopes
+            sd = np.sqrt(self.var)
+            table = dual.two_slope_dual(up, down, 1.0, 1.0, self.rho)
+            table = self._whole(table * lagging.pairs_of(sd, self.lags))
+            mean = 0.5 * (up - down) * np.sqrt(2 / np.pi) * sd
+            shape = of_two_slopes(up, down)
+            return Field(mean, table, f.lags, f.log_scale, shape, spread=f.spread)
+        if slopes is not None:  # one factor on all of a network scales out
+            mean, _, table = self.pairs(self.values(phi))
+            spread = f.spread
+        else:
+            mean, table, spread, self.shift = self.averaged(phi)
+        typical = self.sites.mean(axis=1)
+        shape = standardize(phi(typical[0] + typical[1] * g))
+        odd = f.symmetric and bool(
+            np.allclose(mean, 0.0, atol=1e-9 * np.sqrt(np.abs(table).max() + 1e-300))
+        )
+        table = self._whole(table)
+        out = Field(mean, table, f.lags, 0.0, shape, symmetric=odd, spread=spread)
+        return out.normalized()
+
+    def averaged(
+        self, function: Numeric, factor: Any = 1.0
+    ) -> tuple[np.ndarray, np.ndarray, Any, float]:
+        """Returns moments of a function, the field's own second moment fluctuating.
+
+        Args:
+            function: The function.
+            factor: ``(node,)``: what else it is multiplied by, by z.
+
+        Returns:
+            Its mean, its pair table (see `pairs`), the spread of its second moment,
+            and by how much the fluctuation moved the logarithm of that.
+        """
+        mean, second, table = self.pairs(self.values(function) * factor)
+        factors, chances = self.field.factors
+        own = self.field.own_spread
+        if self.field.powers is not None:
+            own = float(np.var(factors))
+        if len(factors) == 1 or not own > 0:
+            return mean, table, 0.0, 0.0
+        w = weights()
+        values = [self.values(function, t) * factor for t in factors]
+        mean = self.expand(np.tensordot(chances, np.stack(values) @ w, (0, 0)))
+        each = np.stack([self.expand(np.square(v) @ w) for v in values])
+        full = np.tensordot(chances, each, (0, 0))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gain = np.where(second > 0, full / np.where(second > 0, second, 1.0), 1.0)
+        root = np.sqrt(gain)
+        table *= lagging.pairs_of(root, self.lags)
+        totals = each.reshape(len(factors), -1).mean(axis=1)
+        top = float(chances @ totals)
+        if not top > 0:
+            return mean, table, 0.0, 0.0
+        after = float(chances @ totals**2) / top**2 - 1.0
+        spread = self.field.spreads * (after / own)
+        return mean, table, spread, float(np.log(top / np.mean(second)))
+
+    def pull_back(
+        self, cotangent: Field, phi: Numeric, slope: Numeric, both: bool = True
+    ) -> Field:
+        """Returns the cotangent at x of a cotangent at phi(x), its profile by z of x.
+
+        The two are taken for independent given the cotangent's profile, as they are
+        when the width goes to infinity; what their dependence adds to order 1/width is
+        in the cotangent's response. `both`: whether `Field.joint` is wanted.
+        """
+        f = self.field
+        slopes = two_slopes(phi)
+        if slopes is not None and slopes[0] == slopes[1] != 0.0:
+            return cotangent.scaled(slopes[0] ** 2).replace(
+                joint=self._linear_joint(cotangent, slopes[0])
+            )
+        gain, response = 0.0, cotangent.response
+        given, together = cotangent.profile, None
+        normal = f.shape is None and not np.any(f.mean)
+        if given is None and slopes is not None and normal:
+            table = dual.two_slope_slope_dual(*slopes, self.rho)
+            at = (0, *(v.index(0) for v in self.lags))
+            table[at] = 0.5 * (slopes[0] ** 2 + slopes[1] ** 2)
+            sd = np.sqrt(self.var)
+            if not np.all(sd > 0):
+                table = self._at_zero(table, sd > 0, slopes, slope)
+            if both:
+                pair = lagging.pairs_of(sd, self.lags)
+                together = pair * dual.two_slope_dual(*slopes, 1.0, 1.0, self.rho)
+                together *= np.exp(np.clip(f.log_scale, -700, 700))
+        else:
+            root = np.sqrt(1.0 if given is None else given)
+            if slopes is None:
+                _, table, _, self.shift = self.averaged(slope, root)
+            else:  # one factor on all of a network does not change the slopes
+                _, _, table = self.pairs(self.values(slope) * root)
+            alone = 1.0
+            if given is not None:
+                alone = power_sum(root @ hermite(), self.rho, start=0)
+            table = table / alone
+            if both:
+                values = self.values(lambda x: slope(x) * x) * root
+                together = self.pairs(values)[2] / alone
+        if slopes is not None and (normal or given is not None):
+            bend, curl = self._kink(*slopes)
+            response = dataclasses.replace(response, bend=bend, curl=curl)
+        else:
+            gain, response = self._respond(response, phi, slope)
+            self.shift = abs(self.shift) + abs(gain)
+        joint = None
+        if together is not None:
+            joint = cotangent.table * self._whole(together)
+        return Field(
+            np.zeros(f.sizes),
+            cotangent.table * self._whole(table),
+            cotangent.lags,
+            cotangent.log_scale + gain,
+            symmetric=True,
+            comb=cotangent.comb,
+            joint=joint,
+            response=response,
+        ).normalized()
+
+    def typical(self, function: Numeric) -> np.ndarray:
+        """Returns ``(node,)``: the function at a typical position."""
+        mean, sd = self.sites.mean(axis=1)
+        g = nodes() if self.field.shape is None else self.field.shape
+        return function(mean + sd * g)
+
+    def local(self, phi: Numeric, slope: Numeric) -> Local:
+        """Returns what a function does at a typical position."""
+        return Local(self.typical(lambda x: x), phi, slope)
+
+    def _respond(
+        self, after: Response, phi: Numeric, slope: Numeric
+    ) -> tuple[float, Response]:
+        """Returns what `after` adds to the logarithm, and the response in front."""
+        local = self.local(phi, slope)
+        variance = float(np.log1p(self.field.own_spread))
+        gain = after.power * local.growth * local.gradient_growth * variance
+        gain += after.unit * (local.together - 1.0)
+        # Positive as they should be, beyond the first order too.
+        whole = np.exp(-np.clip(gain, -1.0, 1.0))
+        return float(gain), Response(
+            float(whole * (local.gradient_growth + after.power * local.growth)),
+            float(whole * after.alignment * local.keeping),
+            0.0,
+            *self._curvature(slope, local.turn),
+        )
+
+    def _at_zero(
+        self,
+        table: np.ndarray,
+        live: np.ndarray,
+        slopes: tuple[float, float],
+        slope: Numeric,
+    ) -> np.ndarray:
+        """Returns pair moments of slopes where some positions are always zero."""
+        there = lagging.shifted(live.astype(float), self.lags) > 0
+        own = np.zeros(table.shape[1:], bool)
+        own[tuple(v.index(0) for v in self.lags)] = True
+        zero, mean = float(slope(np.zeros(1))[0]), 0.5 * sum(slopes)
+        one = np.where(own, zero**2, zero * mean)
+        table = np.where(live & there, table, np.where(live | there, one, zero**2))
+        return table * lagging.inside(self.lags, self.field.sizes)
+
+    def _typical_rho(self) -> np.ndarray:
+        """``(*lags,)``: mean latent correlation of a pair of one example."""
+        if self.field.shape is None:
+            return self.field.correlations[2]
+        inside = lagging.inside(self.lags, self.field.sizes)
+        over = tuple(range(-self.field.rank, 0)) if self.field.rank else ()
+        count = np.maximum(inside.sum(axis=over), 1)
+        half = np.asarray((self.rho[0] * inside).sum(axis=over) / count)
+        return np.concatenate([np.flip(half[1:]), half]) if half.ndim else half
+
+    def _kink(self, up: float, down: float) -> tuple[np.ndarray, np.ndarray]:
+        """The response's bend and curl of two slopes; at one position they cancel."""
+        rho = np.clip(self._typical_rho(), -0.999, 0.999)
+        jump = (up - down) ** 2 / (2 * np.pi * np.sqrt(1 - rho**2))
+        pair = np.asarray(dual.two_slope_slope_dual(up, down, rho))
+        jump = np.asarray(jump / np.where(np.abs(pair) > 1e-12, pair, 1.0))
+        jump[tuple(v.index(0) for v in self.field.lags)] = 0.0
+        return jump, np.asarray(-rho * jump)
+
+    def _curvature(self, slope: Numeric, turn: float) -> tuple[np.ndarray, np.ndarray]:
+        """The bend and curl of a smooth function, by Hermite coefficients."""
+        rho = self._typical_rho()
+        mean, sd = self.sites.mean(axis=1)
+        g = nodes() if self.field.shape is None else self.field.shape
+        b = slope(mean + sd * g) @ hermite()
+        n = np.arange(ORDER + 1)
+        powers = rho[..., None] ** n
+        pair = powers @ b**2
+        bend = powers[..., :-1] @ (n[1:] * b[1:] ** 2)
+        curl = powers[..., :-2] @ (np.sqrt(n[1:-1] * n[2:]) * b[2:] * b[:-2])
+        pair = np.where(np.abs(pair) > 1e-12, pair, 1.0)
+        bend, curl = np.asarray(bend / pair), np.asarray(curl / pair)
+        zero = tuple(v.index(0) for v in self.field.lags)
+        bend[zero], curl[zero] = 0.5 * turn, 0.0
+        return bend, curl
+
+    def _linear_joint(self, cotangent: Field, slope: float) -> np.ndarray | None:
+        # E[ct ct' x x'] with x = y / slope: the scale was multiplied by slope**2.
+        return None if cotangent.joint is None else cotangent.joint / slope**2

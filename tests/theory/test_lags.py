@@ -1,0 +1,58 @@
+"""Tables of pair moments by lag: products, their sums, the half that is computed."""
+
+import itertools
+from unittest import mock
+
+import hypothesis.strategies as st
+import numpy as np
+from hypothesis import given
+
+from layerwise.theory import lags as lagging
+
+
+@st.composite
+def maps(draw):
+    """A map of up to three axes, with the lags held of each, some beyond the map."""
+    sizes = draw(st.lists(st.integers(1, 5), max_size=3))
+    lags = []
+    for n in sizes:
+        positive = draw(st.sets(st.integers(1, n + 1)))
+        lags.append(tuple(sorted({0, *positive, *(-v for v in positive)})))
+    shape = (*sizes, draw(st.integers(1, 3)))
+    return np.sin(np.arange(np.prod(shape)) ** 2.0).reshape(shape), tuple(lags)
+
+
+def one_by_one(x, lags):
+    """``(*lags, *positions)``: products of pairs, each by itself."""
+    sizes = x.shape[:-1]
+    out = np.zeros((*map(len, lags), *sizes))
+    for which in itertools.product(*(range(len(v)) for v in lags)):
+        for p in np.ndindex(*sizes):
+            there = [a + v[i] for a, v, i in zip(p, lags, which, strict=True)]
+            if all(0 <= b < n for b, n in zip(there, sizes, strict=True)):
+                out[(*which, *p)] = x[p] @ x[tuple(there)]
+    return out
+
+
+@given(maps())
+def test_products_and_their_sums_are_those_of_every_pair(case):
+    x, lags = case
+    expected = one_by_one(x, lags)
+    over = tuple(range(len(lags), 2 * len(lags)))
+    for at_once in (0, 2**20):
+        with mock.patch.object(lagging, "_GRAM", at_once):
+            got = lagging.products(x, lags)
+        np.testing.assert_allclose(got, expected, atol=1e-12)
+    np.testing.assert_allclose(
+        lagging.summed_products(x, lags), expected.sum(axis=over), atol=1e-12
+    )
+
+
+@given(maps())
+def test_half_of_the_lags_say_the_other_half(case):
+    x, lags = case
+    table = np.stack([one_by_one(x, lags), one_by_one(2.0 * x, lags)])
+    kept = lagging.half(lags)
+    first = len(lags[0]) - len(kept[0]) if lags else 0
+    half = table[:, first:] if lags else table
+    np.testing.assert_array_equal(lagging.whole(half, lags), table)
