@@ -181,12 +181,12 @@ class _Sweep:
             }
         cuts = frozenset([*every, *at.values()]) & set(traced.graph.avals)
         law, inputs = _scaled(self.law, scales), self.problem.inputs
-        _, engines = examples.run(
+        whole, engines = examples.run(
             functools.partial(Engine, traced, law, inputs, cuts), examples.both_ways
         )
 
         def log(value: int) -> float:
-            got = examples.moments_of(engines, value, "backward")
+            got = examples.moments_of(whole, engines, value, "backward")
             return math.nan if got is None else got.log
 
         start = log(first)

@@ -19,6 +19,7 @@ from layerwise.theory import data, lags as lagging, profile, registry, rules
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.law import Law
 from layerwise.theory.plan import Planner
+from layerwise.theory.reach import EVERYTHING, Reach, why, without_rule
 from layerwise.theory.registry import NoSoundRule
 from layerwise.theory.repeats import Repeats
 from layerwise.theory.resolution import (
@@ -59,6 +60,7 @@ class Engine:
             weight operations as it gets there: nothing behind may be sampled before.
         budget: Table entries in all, above which fewer lags are held.
         arrays: What no weight has touched, in place of what the inputs make of it.
+        within: How far to go by rules at most.
         progress: Called with (nodes done, nodes in all) over both sweeps.
     """
 
@@ -74,10 +76,11 @@ class Engine:
         scaled: Direction | None = None,
         budget: float = DENSE_BUDGET,
         arrays: Mapping[int, np.ndarray] | None = None,
+        within: Reach = EVERYTHING,
         progress: Callable[[int, int], None] | None = None,
     ):
         self.traced, self.inputs = traced, tuple(inputs)
-        self.scaled, self.budget = scaled, budget
+        self.scaled, self.budget, self.within = scaled, budget, within
         # Leaf name -> logarithm of the factor that whoever scales has found for it.
         self.scales: dict[str, float] = {}
         self.progress = progress or (lambda *_: None)
@@ -161,6 +164,13 @@ class Engine:
             self.known[value] = data.state(self.ctx, value, lags)
         return self.known[value]
 
+    def reach(self) -> Reach:
+        """Returns how far the rules went."""
+        made = (n.output for n in self.nodes if n.output not in self.known)
+        sampled = min(self.sampled, default=np.inf)
+        last = next(reversed(self.reasons.values()), "")
+        return Reach(min(next(made, np.inf), sampled), self.measured_below or -1, last)
+
     def run(self) -> None:
         """Runs both sweeps, as far as they go."""
         for _ in self.forward():
@@ -204,8 +214,10 @@ class Engine:
     def _forward(self, node: Node) -> None:
         rule = registry.find(node.name)
         try:
+            if node.output == self.within.forward:
+                raise NoSoundRule(self.within.why)
             if rule is None:
-                raise NoSoundRule(_without_rule(node))
+                raise NoSoundRule(without_rule(node))
             states = [self.state_of(v) for v in node.inputs]
             self.sharing.check(node)
             got = self.repeats.forward(node, states)
@@ -217,7 +229,7 @@ class Engine:
             got = self.sharing.graded(node, got)
             self.known[node.output] = dataclasses.replace(got, roots=roots)
         except Exception as error:
-            self._sample(node, _why(error))
+            self._sample(node, why(error))
 
     def _sample(self, node: Node, reason: str) -> None:
         label = self._label(node)
@@ -290,7 +302,7 @@ class Engine:
                 for other in parts[1:]:
                     total = self._added(value, total, other)
             except Exception as error:
-                return self._drawn(value, _why(error))
+                return self._drawn(value, why(error))
             self.total[value] = total
         return self.total[value]
 
@@ -349,6 +361,9 @@ class Engine:
         contributions = self.cotangents.get(node.output)
         if not contributions or rule is None:
             return
+        if node.output <= self.within.backward:
+            self._sample_back(node, self.within.why)
+            return
         if not hasattr(rule, "backward"):
             self._sample_back(node, "its rule has no backward method")
             return
@@ -385,7 +400,7 @@ class Engine:
                     operands = (*states, fitted)
                     self.repeats.remember(node, flags, operands, back)
             except Exception as error:
-                self._sample_back(node, _why(error))
+                self._sample_back(node, why(error))
                 return
             for v, ct in zip(node.inputs, back, strict=True):
                 if ct is not None and v not in self.fixed:
@@ -459,30 +474,12 @@ def _without(field: Field, name: str) -> Field:
     return field if getattr(field, name) is None else field.replace(**{name: None})
 
 
-FAILED = "its rule failed"
-
-
 def _check_numbers(states: Sequence[State | None]) -> None:
     """Raises `ArithmeticError` if something is not a number."""
     for state in (s for s in states if s is not None):
         for _, field in state.parts:
             if np.isnan(np.sum(field.second) + field.log_scale + state.tolerance):
                 raise ArithmeticError("a moment that is not a number")
-
-
-def _why(error: Exception) -> str:
-    """Returns why a node is sampled: a rule that fails takes no other number away."""
-    if isinstance(error, NoSoundRule):
-        return str(error)
-    first = str(error).strip().partition("\n")[0]
-    return f"{FAILED}: {type(error).__name__}: {first}"
-
-
-def _without_rule(node: Node) -> str:
-    """Says that a node has no rule, and what to type where one rule would do."""
-    if node.name == "opaque":
-        return "no rule for what these equations make together"
-    return f'no rule; @layerwise.rule("{node.name}") adds one'
 
 
 def _alike(a: Node, b: Node) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from layerwise.theory.engine import Engine
 from layerwise.theory.resolution import DENSE_BUDGET, is_curved
-from layerwise.theory.state import Grade, State
+from layerwise.theory.state import Field, Grade, State
 
 
 TOO_MUCH = 0.1
@@ -53,7 +53,9 @@ def run(
 ) -> tuple[Engine, list[Engine]]:
     """Runs the engine of a whole batch, and those of its groups where need be.
 
-    Two groups are tried first: where they are alike, so will the others be.
+    Those of least and most power are tried first: where they are alike, so will the
+    others be. Where the rules do not go as far for a group as for the whole, the whole
+    is run again, by rules no farther than that.
 
     Args:
         make: Makes an engine, from keyword arguments of `Engine`.
@@ -61,8 +63,8 @@ def run(
         options: Those of the whole batch's engine alone.
 
     Returns:
-        The engine of the whole batch, and those that hold what is wanted: the groups',
-        or it alone.
+        The engine of the whole batch, and those that hold what is wanted as far as
+        they go: the groups', or it alone.
     """
     whole = make(**options)
     sweep([whole])
@@ -77,13 +79,18 @@ def run(
         sweep(made)
         return made
 
-    tried = engines(parts[:2])
+    order = sorted(parts, key=_power)
+    tried = engines([order[0], order[-1]])
     if not _differ(*tried):
         return whole, [whole]
     if len(parts) > 2:
         tried = engines(parts)
-    refused = any(e.reasons for e in tried)  # where the whole batch was not
-    return whole, [whole] if refused else tried
+    own = whole.reach()
+    least = own.least([e.reach() for e in tried])
+    if least is not own:
+        whole = make(**options, within=least)
+        sweep([whole])
+    return whole, tried
 
 
 def both_ways(engines: Sequence[Engine]) -> None:
@@ -95,11 +102,11 @@ def both_ways(engines: Sequence[Engine]) -> None:
 def _groups(engine: Engine) -> list[Arrays]:
     """Returns what a batch should be cut into; nothing if it should be left whole."""
     n, count = engine.ctx.batch, _count(engine.ctx.batch)
-    states = [*engine.known.values(), *engine.total.values()]
-    known = max((s.tolerance for s in states), default=0.0) <= TOO_MUCH
-    mixed = engine.ctx.classes > 1 or engine.ctx.white
-    curved = any(n.name == "attention" or is_curved(n) for n in engine.nodes)
-    if count == 1 or known or mixed or engine.reasons or not curved:
+    if count == 1 or engine.ctx.classes > 1 or engine.ctx.white:
+        return []
+    if engine.scaled == "backward" and engine.reasons:  # groups draw nothing to go on
+        return []
+    if not (_told_apart(engine) or _some_are_zero(engine)):
         return []
     made = []
     for members in np.arange(n).reshape(count, -1):
@@ -111,6 +118,39 @@ def _groups(engine: Engine) -> list[Arrays]:
             }
         )
     return made
+
+
+def _power(arrays: Arrays) -> float:
+    """Returns the mean square of the data of a group, of all arrays together."""
+    found = [x for x in arrays.values() if np.issubdtype(x.dtype, np.floating)]
+    return float(sum(np.mean(np.square(x, dtype=np.float64)) for x in found if x.size))
+
+
+def _told_apart(engine: Engine) -> bool:
+    """Whether examples may not have the average's moments behind some function."""
+    if not any(n.name == "attention" or is_curved(n) for n in engine.nodes):
+        return False
+    states = [*engine.known.values(), *engine.total.values()]
+    stated = max((s.tolerance for s in states), default=0.0)
+    unlike = max((f.own_spread for f in _behind_data(engine)), default=0.0)
+    return max(stated, unlike) > TOO_MUCH
+
+
+def _some_are_zero(engine: Engine) -> bool:
+    """Whether an activation reads zeros in some examples, where slopes differ."""
+    return any(
+        f.powers is not None and np.any(f.powers == 0.0) for f in _behind_data(engine)
+    )
+
+
+def _behind_data(engine: Engine) -> list[Field]:
+    """Returns the fields that the first weights make of the data."""
+    made = [
+        engine.known[n.output]
+        for n in engine.nodes
+        if n.output in engine.known and any(v in engine.ctx.data for v in n.inputs)
+    ]
+    return [f for s in made for _, f in s.parts]
 
 
 def _differ(a: Engine, b: Engine) -> bool:
@@ -160,7 +200,15 @@ def state_of(engine: Engine, value: int, direction: str) -> State | None:
     return engine.state_of(value) if value in engine.ctx.data else None
 
 
-def moments_of(engines: Sequence[Engine], value: int, direction: str) -> Moments | None:
-    """Returns the moments over all groups; None if not reached."""
-    found: list[Any] = [state_of(e, value, direction) for e in engines]
-    return None if None in found else average(found)
+def moments_of(
+    whole: Engine, parts: Sequence[Engine], value: int, direction: str
+) -> Moments | None:
+    """Returns the moments over all groups, or of the whole beyond their reach.
+
+    None if they are not known.
+    """
+    found = [state_of(e, value, direction) for e in parts]
+    if any(s is None for s in found):
+        found = [state_of(whole, value, direction)]
+    states = [s for s in found if s is not None]
+    return average(states) if states else None

@@ -101,8 +101,14 @@ def _maker(
 
 def _by_example(make: Callable[..., Engine], target: Target) -> dict[str, float]:
     """Returns the scales on the average of all examples, told apart where need be."""
-    _, engines = examples.run(make, functools.partial(_sweep, target))
-    return engines[0].scales
+    sweep = functools.partial(_sweep, target)
+    whole, engines = examples.run(make, sweep)
+    if engines == [whole] or not any(e.reasons for e in engines):
+        return engines[0].scales
+    beyond = make(within=whole.within)
+    beyond.scales.update(engines[0].scales)
+    sweep([beyond])
+    return beyond.scales
 
 
 def _sweep(target: Target, engines: Sequence[Engine]) -> None:

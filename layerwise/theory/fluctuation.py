@@ -80,11 +80,8 @@ def shares(state: State) -> list[float]:
 
 def channel_noise(state: State) -> float:
     """Returns the relative variance of the mean of x^2 over the channels at hand."""
-    return sum(
-        s * s * excess(f) / n
-        for s, (n, f) in zip(shares(state), state.parts, strict=True)
-        if s > 0
-    )
+    parts = zip(shares(state), state.parts, strict=True)
+    return float(sum(s * s * excess(f) / n for s, (n, f) in parts if s > 0))
 
 
 def beyond_channels(total: np.ndarray, state: State) -> np.ndarray:

@@ -207,10 +207,15 @@ def whole(table: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
     out[:, negative:] = table
     for which in itertools.product(range(negative), *(range(len(v)) for v in lags[1:])):
         other = tuple(len(v) - 1 - i for v, i in zip(lags, which, strict=True))
-        lag = [v[i] for v, i in zip(lags, which, strict=True)]
+        lag = tuple(v[i] for v, i in zip(lags, which, strict=True))
         here, there = _overlap(lag, sizes)
         out[(slice(None), *which, *here)] = out[(slice(None), *other, *there)]
     return out
+
+
+def mirrored(half: np.ndarray) -> np.ndarray:
+    """Returns ``(*lags,)``, the same at l and -l, from its `half`."""
+    return np.concatenate([np.flip(half[1:]), half]) if half.ndim else half
 
 
 _FEW = 512
@@ -288,10 +293,11 @@ def _overlaps(
         lag = tuple(v[i] for v, i in zip(lags, which, strict=True))
         mirrored = done.get(tuple(-d for d in lag))
         done[lag] = which
-        yield which, *_overlap(lag, sizes), mirrored
+        yield which, *_overlap(lag, tuple(sizes)), mirrored
 
 
-def _overlap(lag: Sequence[int], sizes: Sequence[int]) -> tuple[Slices, Slices]:
+@functools.lru_cache(maxsize=4096)
+def _overlap(lag: Index, sizes: Index) -> tuple[Slices, Slices]:
     """Returns where p and where p + l is, for those pairs that lie in the map."""
     ends = list(zip(lag, sizes, strict=True))
     here = tuple(slice(max(0, -d), max(n - max(0, d), 0)) for d, n in ends)

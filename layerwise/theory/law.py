@@ -206,8 +206,8 @@ def _integrated(values: np.ndarray, drawn: np.ndarray | None = None) -> Leaf:
     return Leaf(second, mean if abs(mean) > 6 * sem else 0.0, None, drawn, shape)
 
 
-def _signature(graph: Graph, equations: Sequence[Equation]) -> str:
-    text = []
+def _signature(graph: Graph, equations: Sequence[Equation]) -> Hashable:
+    text: list[Hashable] = []
     for e in equations:
         literals = [
             (np.asarray(a.val).item(), str(a.aval))
@@ -215,10 +215,18 @@ def _signature(graph: Graph, equations: Sequence[Equation]) -> str:
             if not isinstance(a, int)
         ]
         constants = [
-            repr(graph.constants[v]) for v in e.values_in if v in graph.constants
+            _entries(graph.constants[v]) for v in e.values_in if v in graph.constants
         ]
-        text.append(f"{e.name}{literals}{constants}")
-    return ";".join(text)
+        text.append((e.name, *literals, *constants))
+    return tuple(text)
+
+
+def _entries(value: Any) -> Hashable:
+    """Returns what tells an array from others: a key from random.key too."""
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        value = jax.random.key_data(value)
+    array = np.asarray(value)
+    return array.dtype.str, array.shape, array.tobytes()
 
 
 def _leaf(
@@ -266,15 +274,20 @@ def _over_bits(
     `seen` holds what was computed for other leaves: most differ in a last factor only.
     """
     env: dict[int, Any] = dict(graph.constants)
-    known: dict[int, Hashable] = {v: repr(x) for v, x in graph.constants.items()}
+    known: dict[int, Hashable] = {}
+
+    def name(atom: Atom) -> Hashable:
+        if not isinstance(atom, int):
+            return repr(atom.val)
+        if atom in graph.constants:
+            return _entries(graph.constants[atom])
+        return known.get(atom, "key")
+
     for e in equations:
         # An operand that nothing here has made is the key that bits come from.
         operands = [env.get(a) if isinstance(a, int) else a.val for a in e.inputs]
-        names = [
-            known.get(a, "key") if isinstance(a, int) else repr(a.val) for a in e.inputs
-        ]
         out = e.outputs[0]
-        known[out] = hash((e.name, _what(e), *names))
+        known[out] = hash((e.name, _what(e), *map(name, e.inputs)))
         if known[out] not in seen:
             got = _on_grid(e, operands)
             if got is None:

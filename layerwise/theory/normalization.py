@@ -106,7 +106,7 @@ def _compare(
     outside: dict[int, np.ndarray],
     shape: tuple[int, ...],
 ) -> Normalization | None:
-    # One fixed array: correlated with its axes, so that no two candidates agree.
+    # Fixed arrays: correlated with their axes, so that no two candidates agree.
     count = math.prod(shape)
     base = np.sin(np.arange(count) * 12.9898 + np.arange(count) ** 2 * 0.0137) * 1.7
     ramp = sum(
@@ -116,30 +116,40 @@ def _compare(
         )
         for a, n in enumerate(shape)
     )
-    x = (base.reshape(shape) + ramp + 0.4).astype(np.float32)
-    env: dict[int, object] = {
-        v: jnp.asarray(a, traced.graph.avals[v].dtype) for v, a in outside.items()
-    }
-    env[start] = jnp.asarray(x, traced.graph.avals[start].dtype)
-    for equation in equations:
-        operands = [env[a] if isinstance(a, int) else a.val for a in equation.inputs]
-        outs = _jax.bind(equation.eqn, operands)
-        env.update(zip(equation.outputs, outs, strict=True))
-    got = np.asarray(env[end], np.float64)
+    first = (base.reshape(shape) + ramp + 0.4).astype(np.float32)
+    # Of a single set, one array cannot tell whether its mean is taken out.
+    arrays = (first, (0.5 * first - 1.0).astype(np.float32))
+    results = []
+    for x in arrays:
+        env: dict[int, object] = {
+            v: jnp.asarray(a, traced.graph.avals[v].dtype) for v, a in outside.items()
+        }
+        env[start] = jnp.asarray(x, traced.graph.avals[start].dtype)
+        for equation in equations:
+            operands = [
+                env[a] if isinstance(a, int) else a.val for a in equation.inputs
+            ]
+            outs = _jax.bind(equation.eqn, operands)
+            env.update(zip(equation.outputs, outs, strict=True))
+        results.append(np.asarray(env[end], np.float64))
     literals = {abs(v) for e in equations for v in _literals(e) if 0 <= abs(v) < 0.1}
     for axes, groups in _candidates(traced, equations, shape):
         for centred in (True, False):
             for epsilon in sorted(literals | {0.0}):
                 plain = Normalization(axes, groups, centred, epsilon, 1.0, 0.0)
-                fitted = _fit(plain, x.astype(np.float64), got)
+                fitted = _fit(
+                    plain, np.stack(arrays).astype(np.float64), np.stack(results)
+                )
                 if fitted is not None:
                     return fitted
     return None
 
 
-def _fit(plain: Normalization, x: np.ndarray, got: np.ndarray) -> Normalization | None:
+def _fit(
+    plain: Normalization, arrays: np.ndarray, got: np.ndarray
+) -> Normalization | None:
     with np.errstate(divide="ignore", invalid="ignore"):  # sets of one entry
-        y = plain(x)
+        y = np.stack([plain(x) for x in arrays])
     spread = y.std() if np.all(np.isfinite(y)) else 0.0
     if not spread > 1e-6:
         return None

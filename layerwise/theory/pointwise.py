@@ -63,10 +63,14 @@ class Local:
             return float(np.log(max(up, 1e-300) / max(down, 1e-300))) / (2 * step)
 
         self.growth, self.gradient_growth = growth(phi), growth(slope)
-        self.together = float(w @ (f2 * g2)) / (value * gradient)
+        self.together = float(w @ (f2 / value * (g2 / gradient)))
         self.turn = float(w @ (g2 * law**2)) / power / gradient - 1.0
         along = float(w @ (phi(law) * slope(law) * law))
         self.keeping = along / power * (along / value) / gradient
+
+
+UNLIKE_LAWS = 0.1
+"""Per standard deviation of log q over positions and networks: laws that differ."""
 
 
 class Pointwise:
@@ -220,7 +224,7 @@ class Pointwise:
         top = float(chances @ totals)
         if not top > 0:
             return mean, table, 0.0, 0.0
-        after = float(chances @ totals**2) / top**2 - 1.0
+        after = float(chances @ np.square(totals / top)) - 1.0
         spread = self.field.spreads * (after / own)
         return mean, table, spread, float(np.log(top / np.mean(second)))
 
@@ -248,7 +252,7 @@ class Pointwise:
             table[at] = 0.5 * (slopes[0] ** 2 + slopes[1] ** 2)
             sd = np.sqrt(self.var)
             if not np.all(sd > 0):
-                table = self._at_zero(table, sd > 0, slopes, slope)
+                table = self._at_zero(table, np.asarray(sd > 0), slopes, slope)
             if both:
                 pair = lagging.pairs_of(sd, self.lags)
                 together = pair * dual.two_slope_dual(*slopes, 1.0, 1.0, self.rho)
@@ -291,6 +295,19 @@ class Pointwise:
         mean, sd = self.sites.mean(axis=1)
         g = nodes() if self.field.shape is None else self.field.shape
         return function(mean + sd * g)
+
+    @property
+    def unlike(self) -> float:
+        """Returns the error of taking a law that is not normal for the same everywhere.
+
+        It differs between positions and networks as their second moments do.
+        """
+        if self.field.shape is None:
+            return 0.0
+        live = self.var[self.var > 0]
+        apart = float(np.var(np.log(live))) if live.size else 0.0
+        apart += float(np.log1p(self.field.own_spread))
+        return UNLIKE_LAWS * float(np.sqrt(apart))
 
     def local(self, phi: Numeric, slope: Numeric) -> Local:
         """Returns what a function does at a typical position."""
@@ -337,7 +354,7 @@ class Pointwise:
         over = tuple(range(-self.field.rank, 0)) if self.field.rank else ()
         count = np.maximum(inside.sum(axis=over), 1)
         half = np.asarray((self.rho[0] * inside).sum(axis=over) / count)
-        return np.concatenate([np.flip(half[1:]), half]) if half.ndim else half
+        return lagging.mirrored(half)
 
     def _kink(self, up: float, down: float) -> tuple[np.ndarray, np.ndarray]:
         """The response's bend and curl of two slopes; at one position they cancel."""

@@ -159,7 +159,7 @@ def _prediction(
     for direction in DIRECTIONS:
         column: dict[str, list[Any]] = {k: [] for k in "mslght"}
         for site in sites:
-            got = examples.moments_of(parts, site.value, direction)
+            got = examples.moments_of(engine, parts, site.value, direction)
             if got is None:
                 values = (np.nan, np.nan, np.nan, None, None, np.nan)
             else:

@@ -124,18 +124,21 @@ class Field:
     def correlations(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Mean square, size and value of a pair's correlation, each ``(*lags,)``."""
         sd = np.sqrt(np.maximum(self.second - np.square(self.mean), 0.0))
-        covariance = self.table[0]
+        half = lagging.half(self.lags)
+        covariance = self.table[0][-len(half[0]) :] if half else self.table[0]
         if np.any(self.mean):
-            covariance = covariance - lagging.pairs_of(self.mean, self.lags)
-        rho = covariance * lagging.pairs_of(inverse(sd), self.lags)
-        rho = np.clip(rho, -1.0, 1.0).reshape(*map(len, self.lags), -1)
-        live = lagging.inside(self.lags, self.sizes)
+            covariance = covariance - lagging.pairs_of(self.mean, half)
+        rho = covariance * lagging.pairs_of(inverse(sd), half)
+        rho = np.clip(rho, -1.0, 1.0).reshape(*map(len, half), -1)
+        live = lagging.inside(half, self.sizes)
         if not np.all(sd > 0):
-            live = lagging.pairs_of(sd > 0, self.lags)
+            live = lagging.pairs_of(sd > 0, half)
         count = np.maximum(live.reshape(rho.shape).sum(axis=-1), 1)
         square, value = np.einsum("...p,...p->...", rho, rho), rho.sum(axis=-1)
         size = np.abs(rho, out=rho).sum(axis=-1)
-        square, size, value = (np.asarray(v / count) for v in (square, size, value))
+        square, size, value = (
+            lagging.mirrored(np.asarray(v / count)) for v in (square, size, value)
+        )
         return square, size, value
 
     def single(self) -> "Field":

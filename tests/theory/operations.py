@@ -452,7 +452,7 @@ def running(net, x):
 
 @op
 def reversed_(net, x):
-    return net.conv(net.act(x)[:, ::-1]) + x if x.ndim > 2 else None
+    return net.conv(net.act(x)[:, ::-1], x.shape[-1]) + x if x.ndim > 2 else None
 
 
 @op

@@ -43,6 +43,40 @@ def test_a_batch_is_the_average_of_its_examples(batch):
     assert "4 groups of examples" in whole.resolution
 
 
+def test_slopes_of_an_example_that_is_zero_are_those_at_zero(batch):
+    batch = batch * np.array([[1.0], [0.0], [1.0], [1.0]])
+    whole = lw.predict(Mlp(nn.relu), None, batch)
+    assert not whole.sampled
+    one = lw.predict(Mlp(nn.relu), None, batch[:1])
+    # relu'(0) = 0: nothing comes back through it in a quarter of the batch.
+    share = np.where(np.arange(len(whole.sites)) < len(whole.sites) - 2, 0.75, 1.0)
+    want = share * one.second["backward"]
+    np.testing.assert_allclose(whole.second["backward"], want, rtol=1e-9)
+
+
+class Pooled(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.gelu(nn.Conv(8, (3, 3))(x))
+        return nn.Dense(4)(nn.Dense(16)(nn.max_pool(x, (2, 2), (2, 2))).mean((1, 2)))
+
+
+@pytest.mark.parametrize("draws", [0, 8])
+def test_what_no_rule_makes_of_one_example_is_sampled_or_left_out(key, draws):
+    x = np.array(jax.random.normal(key, (4, 8, 8, 3)))
+    full = lw.predict(Pooled(), None, x, draws=draws)
+    assert not full.sampled
+    x[2] = 0.0
+    got = lw.predict(Pooled(), None, x, draws=draws)
+    (reason,) = got.sampled.values()
+    assert reason == "pooling of zeros, for some examples"
+    grades = {g and g.label for g in got.grade["forward"][-2:]}
+    assert grades == {"measured"} if draws else grades == {None}
+    np.testing.assert_allclose(
+        got.second["forward"][1], 0.75 * full.second["forward"][1], rtol=0.2
+    )
+
+
 @pytest.mark.parametrize(
     "phi", [nn.gelu, pytest.param(nn.tanh, marks=pytest.mark.slow)]
 )

@@ -15,8 +15,8 @@ import jax
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from layerwise.theory.engine import FAILED
 from layerwise.theory.predict import predict
+from layerwise.theory.reach import FAILED
 from tests.theory.architectures import (
     Architecture,
     build,
@@ -106,6 +106,59 @@ FOUND = {
     # Where windows are empty, positions that are normalized together still differ.
     "group normalization of sparse inputs": Architecture(
         ("group_norm",), act="tanh", head="max", inputs="sparse", size=3, rank=1
+    ),
+    # Of a single set, one array does not tell whether its mean is taken out.
+    "a single set": Architecture(
+        ("rms_norm",), "softplus", 12, 1.0, "map", "sparse", size=3, rank=0, batch=1
+    ),
+    # A random embedding makes the law of what it is added to more normal.
+    "an embedding behind a bent function": Architecture(
+        ("subtract:1", "scale", "subtract:1", "embedded", "depthwise"),
+        act="hard_swish",
+        width=12,
+        head="attended",
+        inputs="photo",
+        size=3,
+        rank=1,
+    ),
+    # A law that is not normal changes with the second moment from place to place.
+    "laws that differ by position": Architecture(
+        ("add:3", "subtract:2", "layer_scaled", "pointwise", "standardized"),
+        act="sin",
+        width=24,
+        gain=1.0,
+        head="first",
+        inputs="positive",
+        size=5,
+    ),
+    # Examples that are empty at different places are no average and its factors.
+    "examples that are empty in places": Architecture(
+        ("post", "patches"), "tanh", 12, 1.0, "flat", "sparse", size=4, rank=1
+    ),
+    "the first step on sparse inputs": Architecture(
+        ("cat:3", "squared", "recurrent"), "identity", 16, 1.0, "max", "sparse", 5, 1
+    ),
+    "a maximum of sparse inputs": Architecture(
+        ("squared",), "identity", head="max", inputs="sparse", size=4
+    ),
+    # Slopes of an example that is zero are those at zero.
+    "an example that is zero": Architecture(
+        ("cat:1", "max", "subtract:3", "average"),
+        act="relu6",
+        gain=1.0,
+        inputs="sparse",
+        size=4,
+        rank=0,
+    ),
+    # Fourth powers of squares of squares are beyond float64.
+    "squares of squares": Architecture(
+        ("projected", "grouped", "project:2", "cat:3", "patches"),
+        act="square",
+        width=12,
+        head="max",
+        inputs="positive",
+        size=5,
+        rank=1,
     ),
     # Each output of a depthwise convolution reads one channel: its law is a mixture.
     "a smooth function behind a depthwise convolution": Architecture(

@@ -61,6 +61,8 @@ class Pointwise:
             shift = max(abs(r.shift) for _, r in runs)
             growth = max(r.local(phi, slope).growth for _, r in runs)
             own = 0.5 * shift + (ROUNDING if normal else NOT_NORMAL)
+            if slopes is None:
+                own += max(r.unlike for _, r in runs)
             out = dataclasses.replace(
                 out, tolerance=max(growth, 0.0) * state.tolerance + own
             )
@@ -96,7 +98,7 @@ class Pointwise:
         normal = all(f.shape is None for _, f in states[0].parts)
         symmetric = all(f.symmetric for _, f in states[0].parts)
         sound = linear or (slopes is not None and symmetric)
-        parts, shift, growth = [], 0.0, 0.0
+        parts, shift, growth, unlike = [], 0.0, 0.0, 0.0
         for (n, f), (_, ct) in zip(states[0].parts, cotangent.parts, strict=True):
             if ct.through is not None:
                 got = ct.replace(
@@ -112,6 +114,7 @@ class Pointwise:
                 got = got.replace(profile=after)
                 shift = max(shift, abs(run.shift))
                 if not sound:
+                    unlike = max(unlike, 0.0 if slopes else run.unlike)
                     local = run.local(phi, slope)
                     growth = max(growth, abs(local.gradient_growth))
             parts.append((n, got))
@@ -121,7 +124,7 @@ class Pointwise:
         sources = cotangent.sources | (frozenset() if sound else states[0].sources)
         tolerance = cotangent.tolerance
         if not sound:
-            tolerance += growth * states[0].tolerance + 0.5 * shift
+            tolerance += growth * states[0].tolerance + 0.5 * shift + unlike
             tolerance += ROUNDING if normal else NOT_NORMAL
         if not linear:
             tolerance += unclear

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from layerwise.theory import data, lags as lagging
+from layerwise.theory import data, lags as lagging, marginal
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule
 from layerwise.theory.state import Field, State
@@ -46,18 +46,31 @@ def _add_constant(
         old = flip * f.mean
         cross = old * lagging.shifted(g.mean, f.lags)
         cross = cross + g.mean * lagging.shifted(old, f.lags)
-        parts.append(
-            (
-                n,
-                f.replace(
-                    mean=old + g.mean,
-                    table=f.table + cross + g.table,
-                    symmetric=False,
-                    comb=(),
-                ),
-            )
+        got = f.replace(
+            mean=old + g.mean,
+            table=f.table + cross + g.table,
+            shape=_law_of_sum(f, flip, g.shape, _variance(g)),
+            symmetric=False,
+            comb=(),
         )
+        parts.append((n, got))
     return dataclasses.replace(state, parts=tuple(parts), terms=())
+
+
+def _signed(shape: np.ndarray | None, sign: float) -> np.ndarray | None:
+    """Returns a marginal law, or that of the negative."""
+    return shape if shape is None or sign > 0 else -shape[::-1]
+
+
+def _variance(f: Field) -> float:
+    return float(np.mean(f.second - np.square(f.mean)))
+
+
+def _law_of_sum(
+    f: Field, sign: float, shape: np.ndarray | None, variance: float
+) -> np.ndarray | None:
+    """Returns the law of a field, or its negative, plus what has a law of its own."""
+    return marginal.convolve(_signed(f.shape, sign), _variance(f), shape, variance)
 
 
 def _diluted(before: Field, after: Field) -> Field:
@@ -108,6 +121,12 @@ def add_parameter(ctx: RuleContext, node: Node, state: State, sign: float) -> St
         else:
             table = table + spread * inside
         keeps = f.symmetric and mean == 0.0
-        got = f.replace(mean=old + shift, table=table, symmetric=keeps, comb=())
+        got = f.replace(
+            mean=old + shift,
+            table=table,
+            shape=_law_of_sum(f, flip, _signed(moments.shape, sign * flip), spread),
+            symmetric=keeps,
+            comb=(),
+        )
         parts.append((n, _diluted(f, got)))
     return dataclasses.replace(state, parts=tuple(parts), terms=())
