@@ -53,6 +53,10 @@ class Panels(NamedTuple):
         assert figure is not None
         return figure
 
+    def __repr__(self) -> str:
+        titles = (ax.get_title(loc="left") for ax in self)
+        return f"<Panels of {self.figure!r}: {', '.join(titles)}>"
+
     def _repr_png_(self) -> bytes | None:
         # pyplot shows the figures that it made by itself.
         figure = self.figure
@@ -73,6 +77,9 @@ def draw(
     if axes is None:
         axes = new_panels()
     panels = axes if isinstance(axes, Panels) else Panels(*axes)
+    figure = panels.figure
+    if figure.get_layout_engine() is None and {*figure.axes} == {*panels}:
+        figure.set_layout_engine("constrained")  # or the legend lies on the labels
     for ax, direction in zip(panels, _LABELS, strict=True):
         draw_one(reports, ax, direction)
     _legend(panels, reports)

@@ -9,6 +9,7 @@ import numpy as np
 from layerwise.measurement.coverage import Select
 from layerwise.report.evidence import Evidence
 from layerwise.report.factors import changes
+from layerwise.report.places import short_line
 from layerwise.report.report import DIRECTIONS, VarianceReport
 
 
@@ -92,7 +93,7 @@ def rows(report: VarianceReport, select: Select | None = None) -> list[Row]:
             Row(
                 number,
                 path,
-                _short(site.source) if site else "",
+                short_line(site.source) if site else "",
                 site.shape if site else (),
                 points["forward"][number],
                 points["backward"][number],
@@ -100,17 +101,6 @@ def rows(report: VarianceReport, select: Select | None = None) -> list[Row]:
             )
         )
     return found
-
-
-def _short(source: str) -> str:
-    """Leaves the last two parts of a file's path: a report is read elsewhere too.
-
-    A model with no line of its own (`nn.Sequential`) has only that which calls it here.
-    """
-    file, colon, rest = source.partition(":")
-    if file.endswith("layerwise/tracing/model.py"):
-        return ""
-    return "/".join(file.rsplit("/", 2)[-2:]) + colon + rest
 
 
 def _points(report: VarianceReport, direction: str) -> list[Point]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from layerwise.report.evidence import Estimate, Evidence, Series
 from layerwise.report.finding import Finding
-from layerwise.report.remedies import scale_fix
+from layerwise.report.remedies import CENTER_FIX, scale_fix
 from layerwise.tracing.layers import Layer
 from layerwise.tracing.model import leaf_name
 from layerwise.types import Activation
@@ -78,13 +78,9 @@ def _passing(evidence: Evidence, number: int, path: str) -> Iterator[Finding]:
 
 
 def _live_fix(evidence: Evidence, number: int) -> str:
-    bias = evidence.measurement.bias_variance[evidence.rows, number - 1]
-    if (bias > 0).any():
+    if evidence.biased(number):
         return "start its bias at 0 (bias_init=nn.initializers.zeros)"
-    return (
-        "center its input, or use an activation that is not flat on one side "
-        "(nn.leaky_relu, nn.elu)"
-    )
+    return CENTER_FIX
 
 
 def _activation(layer: Layer) -> Activation | None:
