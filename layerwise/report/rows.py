@@ -123,8 +123,8 @@ def _points(report: VarianceReport, direction: str) -> list[Point]:
 def trust(grade: str, tolerance: float) -> str:
     """Returns a grade and a tolerance in a few characters.
 
-    >>> trust("exact", 0.0), trust("approximate", 0.06), trust("approximate", 3.0)
-    ('exact', 'approx. ±6.2 %', 'approx. ×÷20')
+    >>> trust("exact", 0.0), trust("approximate", 0.06), trust("approximate", 5.0)
+    ('exact', 'approx. ±6.2 %', 'approx. ×÷148')
     """
     name = {"approximate": "approx."}.get(grade, grade)
     if not tolerance >= 5e-4:  # or none is stated
@@ -132,4 +132,6 @@ def trust(grade: str, tolerance: float) -> str:
     if tolerance < math.log(2):
         return f"{name} ±{100 * math.expm1(tolerance):.2g} %"
     factor = math.exp(min(tolerance, 700.0))
-    return f"{name} ×÷{factor:.2g}" if factor < 1000 else f"{name} ×÷>1000"
+    if factor >= 1000:
+        return f"{name} ×÷>1000"
+    return f"{name} ×÷{factor:.2g}" if factor < 100 else f"{name} ×÷{factor:.0f}"
