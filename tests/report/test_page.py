@@ -158,6 +158,10 @@ def test_the_page_in_a_browser(page, tmp_path):
         browser.screenshot(shot)
         assert shot.stat().st_size > 20_000
 
+        telephone = {"width": 400, "height": 800, "deviceScaleFactor": 2}
+        browser.send("Emulation.setDeviceMetricsOverride", mobile=False, **telephone)
+        assert browser.evaluate("document.documentElement.scrollWidth") == 400
+
 
 @pytest.mark.skipif(find() is None, reason="no Chromium on this machine")
 def test_the_notebook_view_in_a_browser(report, tmp_path):
