@@ -83,6 +83,11 @@ def _live_fix(evidence: Evidence, number: int) -> str:
     return CENTER_FIX
 
 
+def _activated(layer: Layer) -> bool:
+    """Whether an activation is among what takes u to v."""
+    return any(s.kind == "pointwise" and s.value <= layer.v for s in layer.steps)
+
+
 def _activation(layer: Layer) -> Activation | None:
     """The one function of a real variable that takes u to v, if there is one."""
     steps = []
@@ -169,9 +174,11 @@ def _off(evidence: Evidence) -> Iterator[Finding]:
     if share is None:
         return
     for run in evidence.runs:
-        at = evidence.index.get(("v", run.number))
-        if at is None:
-            continue
+        made, at = (evidence.index.get((k, run.number)) for k in "uv")
+        if at is None or not _activated(run.layer):
+            continue  # a branch that is multiplied by zero at the start is no unit
+        if made is not None and not evidence.second["forward"][:, made].any():
+            continue  # nothing comes in, as from weights that start at zero
         dead = Series(np.array([at]), share[:, [at]]).at(0)
         if dead.value - 2 * np.nan_to_num(dead.sem) < 0.5:
             continue
