@@ -17,7 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import app, logging
@@ -45,6 +45,14 @@ _INPUT = (
 )
 
 
+class _Parser(argparse_flags.ArgumentParser):
+    """A parser whose errors end with a line to type."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(FAILED, f"{self.prog}: {message}\nType: {self.prog} --help\n")
+
+
 _EXAMPLES = """\
 examples:
   layerwise report my_package.models:ResNet --input 8,224,224,3 --html report.html
@@ -59,7 +67,7 @@ healthy, 1 where it is not, 2 where the command could not be carried out.
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
-    top = argparse_flags.ArgumentParser(
+    top = _Parser(
         prog="layerwise",
         description="Per-layer variance of JAX/Flax networks at initialization.",
         epilog=_EXAMPLES,
@@ -135,7 +143,7 @@ def _takes_model(sub: Any) -> None:
 def _takes_draws(sub: Any, draws: int = 16) -> None:
     sub.add_argument(
         "--draws",
-        type=int,
+        type=_count,
         default=draws,
         metavar="N",
         help="random networks (default: %(default)s)",
@@ -147,6 +155,12 @@ def _takes_draws(sub: Any, draws: int = 16) -> None:
         metavar="X",
         help="factor by which the signal may change (default: %(default)g)",
     )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of networks")
+    return int(text)
 
 
 def _factor(text: str) -> float:
@@ -169,21 +183,32 @@ def _prepared(options: Any) -> dict[str, Any]:
     model = setup.load_model(options.model, options.args, options.seed, said)
     inputs = setup.make_inputs(options.input, options.seed)
     kwargs = setup.parse_json(options.kwargs, "--kwargs")
-    setup.check_callable_on(model, inputs, kwargs, said)
+    setup.check_callable_on(model, inputs, kwargs, _typed(options))
     return {"model": model, "inputs": inputs, "kwargs": kwargs}
 
 
-def _check_folders(options: Any) -> None:
+def _typed(options: Any) -> str:
+    """Returns what was typed, up to the inputs."""
+    given = f" --args '{options.args}'" if options.args else ""
+    return f"layerwise {options.command} {options.model}{given}"
+
+
+def _check(options: Any) -> None:
     """Raises `UsageError` before an hour of measuring, not after it."""
+    schemes = getattr(options, "scheme", None) or []
+    for scheme in [schemes] if isinstance(schemes, str) else schemes:
+        setup.check_scheme(scheme, lw.scheme_names(), _typed(options))
     for kind in _FILES:
-        path = getattr(options, kind, None)
-        folder = os.path.dirname(path or "")
-        if folder and not os.path.isdir(folder):
-            raise setup.UsageError(
-                f"--{kind} {path}: there is no folder {folder}.",
-                "Nothing was measured.",
-                f"mkdir -p {folder}",
-            )
+        if path := getattr(options, kind, None):
+            setup.check_path(path, f"--{kind}", figure=kind == "figure")
+    if getattr(options, "select", None) and not any(
+        getattr(options, kind) for kind in ("html", "markdown", "csv")
+    ):
+        raise setup.UsageError(
+            f"--select {options.select} without a file to write.",
+            "It says which layers --html, --markdown and --csv hold.",
+            f"{_typed(options)} --select '{options.select}' --html report.html",
+        )
 
 
 def _report(options: Any) -> int:
@@ -199,14 +224,36 @@ def _report(options: Any) -> int:
             progress=progress,
         )
     report = dataclasses.replace(report, tolerance=options.tolerance)
+    _check_tokens(report, options)
     found = report.diagnose()
     _print(found if options.quiet else report)
     _write(report, options)
     return HEALTHY if found.healthy else UNHEALTHY
 
 
+def _check_tokens(report: lw.VarianceReport, options: Any) -> None:
+    """Raises `UsageError` where tokens were drawn that the model has no row for."""
+    for finding in report.diagnose():
+        if finding.kind == "lookup":
+            flags = setup.fewer_tokens(
+                options.input, int(finding.evidence["rows"].value)
+            )
+            raise setup.UsageError(
+                f"{finding.path}: {finding.reason}",
+                "What follows is NaN, whatever the network is.",
+                f"{_typed(options)} {flags}",
+            )
+
+
 def _write(report: lw.VarianceReport, options: Any) -> None:
     select = options.select
+    if select and report.table(select).empty:
+        paths = ", ".join(report.measurement.layer_paths[:6])
+        raise setup.UsageError(
+            f"--select {select} matches the path of no layer.",
+            f"The paths are {paths} ...",
+            f"--select '*{report.measurement.layer_paths[0]}'",
+        )
     texts = {
         "json": report.to_json,
         "markdown": lambda: report.to_markdown(select),
@@ -247,6 +294,7 @@ def _compare(options: Any) -> int:
                     progress=progress,
                     title=scheme,
                 )
+                _check_tokens(reports[scheme], options)
             except lw.errors.UnsupportedModelError as error:
                 refused[scheme] = str(error).splitlines()[0]
     table = Table("scheme", "verdict", "q of the last layer", "r at layer 1", "worst")
@@ -267,15 +315,7 @@ def _compare(options: Any) -> int:
 
 
 def _describe(options: Any) -> int:
-    describe = getattr(lw, "describe", None)
-    if describe is None:
-        raise setup.UsageError(
-            "This version of layerwise has no lw.describe.",
-            "The command only prints what that function returns.",
-            f"layerwise report {options.model}",
-        )
-    ready = _prepared(options)
-    _print(describe(ready["model"], ready["inputs"]))
+    _print(lw.describe(**_prepared(options)))
     return HEALTHY
 
 
@@ -363,23 +403,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        _check_folders(options)
+        _check(options)
         return options.run(options)
-    except (lw.errors.LayerwiseError, setup.UsageError) as error:
+    except (Exception, KeyboardInterrupt) as error:
         if options.debug:
             traceback.print_exc()
-        print(f"layerwise {options.command}: {error}", file=sys.stderr)
-    except OSError as error:
-        print(f"layerwise {options.command}: {error}", file=sys.stderr)
-    except Exception as error:
-        if options.debug:
-            traceback.print_exc()
-        print(
-            f"layerwise {options.command}: {type(error).__name__}: {error}\n"
-            "This was not foreseen. Add --debug for the traceback.",
-            file=sys.stderr,
-        )
+        print(f"layerwise {options.command}: {_said(error, options)}", file=sys.stderr)
     return FAILED
+
+
+def _said(error: BaseException, options: Any) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted before there was anything to show."
+    if isinstance(error, lw.errors.InputError):
+        flags = "--input [DTYPE:]SHAPE[:vocab=N] --kwargs JSON"
+        return f"{error}\nType: {_typed(options)} {flags}"
+    if isinstance(error, OSError) and error.filename:
+        folder = os.path.dirname(os.path.abspath(error.filename))
+        return f"{error}\nType: ls -ld {folder}   # is it there, and yours?"
+    if isinstance(error, lw.errors.LayerwiseError | OSError):
+        return str(error)
+    return (
+        f"{type(error).__name__}: {error}\n"
+        "This was not foreseen. Add --debug for the traceback."
+    )
 
 
 def run() -> None:

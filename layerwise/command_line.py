@@ -4,6 +4,8 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,7 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from layerwise.errors import LayerwiseError, did_you_mean, message
+from layerwise.errors import LayerwiseError, closest, did_you_mean, message
+
+
+FIGURES = (".png", ".pdf", ".svg", ".jpg", ".webp", ".eps")
 
 
 class UsageError(LayerwiseError, ValueError):
@@ -56,7 +61,8 @@ def load_model(spec: str, arguments: str | None, seed: int, command: str) -> Any
             "It was imported, and nothing of that name is in it.",
             f"{place}:NAME, with one of {', '.join(_models(module) or names[:8])}",
         ) from None
-    return _construct(target, spec, parse_json(arguments, "--args"), seed, command)
+    given = parse_json(arguments, "--args")
+    return _construct(target, spec, given, seed, command, _models(module))
 
 
 def _import(place: str, spec: str) -> ModuleType:
@@ -88,14 +94,23 @@ def _import(place: str, spec: str) -> ModuleType:
             "The model's module must be importable here.",
             f"{Path(sys.executable).name} -m pip install {missing.partition('.')[0]}",
         ) from None
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
+    except (Exception, SystemExit) as error:
+        alone = place if place.endswith(".py") else f"-c 'import {place}'"
         raise UsageError(
-            f"{place} failed to import: {type(error).__name__}: {error} "
-            f"({last.filename}:{last.lineno}).",
+            f"{place} failed to import: {_said(error)}.",
             "The module's own code raised this.",
-            f"{Path(sys.executable).name} -c 'import {place}'   # to see it alone",
+            f"{Path(sys.executable).name} {alone}   # to see it alone",
         ) from error
+
+
+def _said(error: BaseException) -> str:
+    """Returns an error on one line, with where it was raised."""
+    first = (str(error).splitlines() or [""])[0][:300]
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    file, line = last.filename, last.lineno
+    if isinstance(error, SyntaxError):
+        first, file, line = error.msg, error.filename or file, error.lineno or line
+    return f"{type(error).__name__}: {first} ({file}:{line})"
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -122,18 +137,26 @@ def _models(module: ModuleType) -> list[str]:
     ][:8]
 
 
-def _construct(target: Any, spec: str, arguments: Any, seed: int, command: str) -> Any:
+def _construct(
+    target: Any,
+    spec: str,
+    arguments: Any,
+    seed: int,
+    command: str,
+    models: Sequence[str],
+) -> Any:
     """Returns the model: `target` itself, or what it makes of the arguments."""
     from flax import linen, nnx
 
-    name = spec.rpartition(":")[2]
+    place, _, name = spec.rpartition(":")
     if isinstance(target, linen.Module | nnx.Module):
         return target
+    other = command.replace(spec, f"{place}:{models[0] if models else 'NAME'}")
     if not callable(target):
         raise UsageError(
-            f"{spec} is a {type(target).__name__}.",
+            f"{spec} is an object of type {type(target).__name__}.",
             "A model is a Flax module, its class, or a function that returns one.",
-            f"{spec.rpartition(':')[0]}:NAME",
+            other,
         )
     positional = arguments if isinstance(arguments, list) else []
     keyword = dict(arguments) if isinstance(arguments, dict) else {}
@@ -149,17 +172,26 @@ def _construct(target: Any, spec: str, arguments: Any, seed: int, command: str) 
         signature.bind(*positional, **keyword)
     except TypeError as error:
         raise UsageError(
-            f"{name}{_shown(signature)} {error}.",
+            f"{name}{_shown(signature)} {error}.{_meant(signature, keyword)}",
             "Only with its arguments does it have layers.",
-            f"{command} --args '{_example(signature)}'",
+            f"{command} --args '{_example(signature, positional, keyword)}'",
         ) from None
-    model = target(*positional, **keyword)
+    try:
+        model = target(*positional, **keyword)
+    except LayerwiseError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{name}{_shown(signature)} {_said(error)}.",
+            "It could not be made of these arguments: its own code raised this.",
+            f"{command} --args '{_example(signature, positional, keyword)}'",
+        ) from error
     if isinstance(model, linen.Module | nnx.Module):
         return model
     raise UsageError(
-        f"{spec} returned a {type(model).__name__}.",
+        f"{spec} returned an object of type {type(model).__name__}.",
         "A factory must return a Flax module (Linen or NNX).",
-        f"{spec.rpartition(':')[0]}:NAME, a class or a function that returns one",
+        other,
     )
 
 
@@ -175,10 +207,28 @@ def _shown(signature: inspect.Signature) -> str:
     return f"({', '.join(shown)}):"
 
 
-def _example(signature: inspect.Signature) -> str:
-    needed = [p for p in _own(signature) if p.default is p.empty and p.name != "rngs"]
+def _example(
+    signature: inspect.Signature, positional: Sequence[Any], keyword: dict[str, Any]
+) -> str:
+    """Returns arguments that a signature takes, those given among them."""
+    own = [p for p in _own(signature) if p.name != "rngs"]
+    names = [p.name for p in own]
+    given = dict(zip(names, positional, strict=False))
+    given |= {k if k in names else closest(k, names): v for k, v in keyword.items()}
     kinds: dict[Any, Any] = {int: 64, float: 1.0, str: "...", bool: True}
-    return json.dumps({p.name: kinds.get(p.annotation, 64) for p in needed})
+    kinds |= {kind.__name__: value for kind, value in kinds.items()}
+    shown = {
+        p.name: given.get(p.name, kinds.get(p.annotation, 64))
+        for p in own
+        if p.name in given or p.default is p.empty
+    }
+    return json.dumps(shown)
+
+
+def _meant(signature: inspect.Signature, keyword: dict[str, Any]) -> str:
+    names = [p.name for p in _own(signature)]
+    unknown = [k for k in keyword if k not in signature.parameters]
+    return did_you_mean(unknown[0], names) if unknown else ""
 
 
 def parse_json(text: str | None, flag: str) -> Any:
@@ -218,7 +268,7 @@ def make_inputs(specs: Sequence[str] | None, seed: int) -> Any:
 
 def _input(spec: str, key: jax.Array) -> Any:
     if spec.endswith(".npy"):
-        return np.load(spec)
+        return _array(spec)
     parts = spec.split(":")
     named, shape, extra = "float32", parts[0], parts[1:]
     if parts and not parts[0][:1].isdigit():
@@ -237,16 +287,84 @@ def _input(spec: str, key: jax.Array) -> Any:
             "It is [dtype:]shape[:vocab=N], with the batch first, or a .npy file.",
             "--input 8,224,224,3, or --input int:8,128:vocab=1000",
         ) from None
-    if not jnp.issubdtype(dtype, jnp.integer):
-        return jax.random.normal(key, size, dtype)
-    if vocabulary < 1:
+    integers = jnp.issubdtype(dtype, jnp.integer)
+    if integers and vocabulary < 1:
         raise UsageError(
             f"--input {spec!r} does not say how many integers there are.",
             "Tokens are drawn from 0 to vocab - 1; beyond the embedding they would "
             "read nothing.",
-            f"--input {spec}:vocab=1000",
+            f"--input {parts[0]}:{shape}:vocab=1000",
         )
+    if vocabulary and not integers:
+        raise UsageError(
+            f"--input {spec!r} is {dtype} and has a vocabulary.",
+            "Only integers are drawn from one.",
+            f"--input int:{shape}:vocab={vocabulary}",
+        )
+    if not integers:
+        return jax.random.normal(key, size, dtype)
     return jax.random.randint(key, size, 0, vocabulary, dtype)
+
+
+def _array(path: str) -> np.ndarray:
+    try:
+        return np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        what = getattr(error, "strerror", None) or "it holds something else"
+        raise UsageError(
+            f"--input {path} cannot be read: {what}.",
+            "It must be one array of numbers, as numpy.save writes it.",
+            "--input array.npy, written in Python by numpy.save('array.npy', inputs)",
+        ) from None
+
+
+def fewer_tokens(specs: Sequence[str] | None, rows: int) -> str:
+    """Returns the flags of inputs whose tokens all find a row in a table."""
+
+    def fewer(spec: str) -> str:
+        size = re.search(r":vocab=(\d+)", spec)
+        many = size is not None and int(size[1]) > rows
+        return re.sub(r":vocab=\d+", f":vocab={rows}", spec) if many else spec
+
+    return " ".join(f"--input {fewer(s)}" for s in specs or ())
+
+
+def check_scheme(name: str | None, known: Sequence[str], command: str) -> None:
+    """Raises `UsageError` unless a scheme is known, or None."""
+    if name is None or name in known:
+        return
+    raise UsageError(
+        f"--scheme {name} is not known.{did_you_mean(name, list(known))}",
+        f"The schemes are {', '.join(known)}.",
+        f"{command} --scheme {closest(name, list(known)) or known[0]}",
+    )
+
+
+def check_path(path: str, flag: str, *, figure: bool) -> None:
+    """Raises `UsageError` where a file could not be written.
+
+    Args:
+        path: Where it is to be.
+        flag: What it was given with.
+        figure: Whether its ending says what kind of figure it is.
+    """
+    folder, why = Path(path).parent, "Nothing was measured."
+    ending = "png" if figure else flag[2:]
+    if not folder.is_dir():
+        raise UsageError(
+            f"{flag} {path}: there is no folder {folder}.", why, f"mkdir -p {folder}"
+        )
+    if Path(path).is_dir() or not os.access(folder, os.W_OK):
+        what = (
+            f"{path} is a folder" if Path(path).is_dir() else f"{folder} is read-only"
+        )
+        raise UsageError(f"{flag}: {what}.", why, f"{flag} report.{ending}")
+    if figure and Path(path).suffix.lower() not in FIGURES:
+        raise UsageError(
+            f"{flag} {path}: no figure ends in {Path(path).suffix or 'nothing'!r}.",
+            f"They end in {', '.join(FIGURES)}.",
+            f"{flag} {Path(path).with_suffix('.png')}",
+        )
 
 
 def check_callable_on(model: Any, inputs: Any, kwargs: Any, command: str) -> None:
@@ -268,14 +386,19 @@ def check_callable_on(model: Any, inputs: Any, kwargs: Any, command: str) -> Non
     try:
         call.bind(model, *given, **kwargs)
     except TypeError as error:
-        named = [p for p in call.parameters.values() if p.name != "self"]
-        rest = [p for p in named[len(given) :] if p.default is p.empty]
-        missing = [p for p in rest if p.name not in kwargs]
+        named = {p.name: p for p in call.parameters.values() if p.name != "self"}
+        places = [p for p in named.values() if p.kind is not p.KEYWORD_ONLY]
+        rest = [p for p in named.values() if p not in places[: len(given)]]
+        missing = [p for p in rest if p.default is p.empty and p.name not in kwargs]
         flags = [p for p in missing if p.annotation in (bool, "bool")]
-        known = {p.name: True for p in flags} | kwargs
-        more = " --input SHAPE" * (len(given) + len(missing) - len(flags))
+        flags += [p for p in missing if p not in flags and p not in places]
+        known = {p.name: p.annotation in (bool, "bool") or 1.0 for p in flags}
+        known |= {k: v for k, v in kwargs.items() if k in named}
+        arrays = len(given) + len(missing) - len(flags)
+        more = " --input SHAPE" * min(arrays, len(places))
         raise UsageError(
-            f"{type(model).__name__}.__call__{_shown(call)} {error}.",
+            f"{type(model).__name__}.__call__{_shown(call)} {error}."
+            f"{_meant(call, kwargs)}",
             "Each --input is one positional argument, in order; --kwargs has the rest.",
             f"{command}{more}" + (f" --kwargs '{json.dumps(known)}'" if known else ""),
         ) from None

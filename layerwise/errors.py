@@ -45,7 +45,12 @@ def message(found: str, why: str, fix: str) -> str:
 
 def did_you_mean(name: str, known: list[str]) -> str:
     """Returns ``" Did you mean 'x'?"`` for the closest known name, or nothing."""
+    close = closest(name, known)
+    return f" Did you mean {close!r}?" if close else ""
+
+
+def closest(name: str, known: list[str]) -> str:
+    """Returns the known name that is most like a name, "" where none is."""
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.5)), "")

@@ -74,7 +74,8 @@ def untapped(traced: TracedModel) -> tuple[str, ...]:
             if not any(map(part.flow.is_signal, equation.inputs)):
                 continue
             leaves = frozenset().union(*map(part.flow.leaves_of, equation.inputs))
-            place = f"{equation.name} at {equation.source}"
+            line = f" at {equation.source}" if equation.source else ""
+            place = equation.name + line
             if equation.name == "while":
                 found.append(f"{place}: no cotangent goes back through it")
             if leaves and id(equation) not in entered and _is_opaque(equation):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from layerwise.report.console import as_text, natural_width
+from layerwise.report.console import as_text, fitted, table_of
 from layerwise.report.evidence import normalizes
 from layerwise.tracing import TracedModel, trace
 from layerwise.tracing.blocks import Block, blocks
@@ -106,30 +106,14 @@ class Description:
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         yield self.sentence()
-        longest = max((len(y.path) for y in self.layers), default=0)
-        spare = max(0, longest - _PATH)
-        for count in range(len(_SPARED) + 1):
-            table = self._table(frozenset(_SPARED[:count]))
-            if natural_width(table) - spare <= options.max_width:
-                break
-        yield table
-
-    def _table(self, left_out: frozenset[str]) -> Any:
-        from rich.table import Table
-
-        kept = [i for i, name in enumerate(_COLUMNS) if name not in left_out]
-        table = Table()
-        for name in (_COLUMNS[i] for i in kept):
-            left = name in ("path", "kind", "then")
-            table.add_column(
-                name,
-                justify="left" if left else "right",
-                no_wrap=name != "path",
-                overflow="fold",
-            )
-        for row in self._cells():
-            table.add_row(*(row[i] for i in kept))
-        return table
+        rows = [*self._cells()]
+        left = ("path", "kind", "then")
+        yield from fitted(
+            lambda left_out: [table_of(_COLUMNS, rows, left_out, left=left)],
+            _SPARED,
+            [y.path for y in self.layers],
+            options.max_width,
+        )
 
     def _repr_html_(self) -> str:
         import html
@@ -174,8 +158,6 @@ _COLUMNS = (
 )
 _SPARED = ("then", "kind", "fan-in", "sees")
 """Columns that a narrow terminal goes without, the first one first."""
-_PATH = 16
-"""Letters of a path that stay in one line where there is little room."""
 
 
 def power(n: int) -> str:

@@ -306,9 +306,8 @@ def _unblock_fix(evidence: Evidence, number: int) -> str:
         return scale_fix()  # weights of zero, or a number format that ends
     if is_normalized(evidence.layer(number)):
         return NORMALIZE_MORE_FIX
-    m = evidence.measurement
-    biased = m.bias_variance[evidence.rows, number - 1] > 0
-    return scale_fix() if biased.any() else WIDEN_FIX  # schemes draw no biases
+    biased = evidence.biased(number)
+    return scale_fix() if biased else WIDEN_FIX  # schemes draw no biases
 
 
 def _end(series: Series) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 from layerwise import _jax
 from layerwise.measurement.result import Measurement
+from layerwise.report.places import short_line
 from layerwise.report.trunk import trunk_sites
 from layerwise.tracing.layers import Layer, Step
 from layerwise.tracing.sites import LayerRun, NamedValue, layer_runs
@@ -249,7 +250,7 @@ class Evidence:
         site = self.sites[column]
         if site.kind != "merge":
             return site.path
-        at = site.source or f"after {self.runs[site.layer - 1].path}"
+        at = short_line(site.source) or f"after {self.runs[site.layer - 1].path}"
         return f"{site.path} ({at})"
 
     @functools.cached_property
@@ -310,6 +311,10 @@ class Evidence:
     def weight_variance(self, number: int) -> np.ndarray:
         """Returns the second moment of a layer's weights, network by network."""
         return self.measurement.weight_variance[self.rows, number - 1]
+
+    def biased(self, number: int) -> bool:
+        """Whether a layer adds a bias that is not zero, in any network."""
+        return bool((self.measurement.bias_variance[self.rows, number - 1] > 0).any())
 
     def gain(self, number: int) -> float:
         """Returns fan-in times weight variance: what the weights multiply by."""

@@ -97,14 +97,17 @@ class Monitor:
         if self.step % self.every == 0:
             self.look(params, *batch)
         self.step += 1
-        if self._gradient is None:
-            from flax import nnx
+        if self._gradient is not None:
+            return self._gradient(params, *batch)
+        from flax import nnx
 
-            own = nnx if isinstance(params, nnx.Module) else jax
-            self._gradient = own.jit(
-                own.value_and_grad(self._loss_fn, has_aux=self._has_aux)
-            )
-        return self._gradient(params, *batch)
+        own = nnx if isinstance(params, nnx.Module) else jax
+        self._gradient = own.jit(
+            own.value_and_grad(self._loss_fn, has_aux=self._has_aux)
+        )
+        found = jax.block_until_ready(self._gradient(params, *batch))
+        self._began, self._spent = time.perf_counter(), 0.0  # compiled: count from here
+        return found
 
     def look(self, params: PyTree, *batch: Any) -> Snapshot:
         """Measures the layers now, whatever the step, and returns what was seen."""
@@ -141,7 +144,7 @@ class Monitor:
 
     @property
     def overhead(self) -> float:
-        """Share of the time since the first snapshot that went into the later ones.
+        """Share of the time since the first step that went into snapshots.
 
         Without compilation. A snapshot costs about one more step, forward and backward,
         so that this is near ``1 / every``.

@@ -113,6 +113,8 @@ def _cell(p: Point, x, means: Sequence[float | None], i: int) -> str:  # type: i
             f'y2="{middle + 6}" stroke="#D55E00" stroke-width="2"/>'
         )
     return (
-        f'<svg width="{_WIDTH}" height="{_HEIGHT}" style="display:block">'
+        # Notebooks confine images to the width of what holds them: here, to nothing.
+        f'<svg width="{_WIDTH}" height="{_HEIGHT}" style="display:block;max-width:none;'
+        f'width:{_WIDTH}px;height:{_HEIGHT}px">'
         f"{''.join(parts)}</svg>"
     )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -53,6 +54,10 @@ class Panels(NamedTuple):
         assert figure is not None
         return figure
 
+    def __repr__(self) -> str:
+        titles = (ax.get_title(loc="left") for ax in self)
+        return f"<Panels of {self.figure!r}: {', '.join(titles)}>"
+
     def _repr_png_(self) -> bytes | None:
         # pyplot shows the figures that it made by itself.
         figure = self.figure
@@ -73,6 +78,9 @@ def draw(
     if axes is None:
         axes = new_panels()
     panels = axes if isinstance(axes, Panels) else Panels(*axes)
+    figure = panels.figure
+    if figure.get_layout_engine() is None and {*figure.axes} == {*panels}:
+        figure.set_layout_engine("constrained")  # or the legend lies on the labels
     for ax, direction in zip(panels, _LABELS, strict=True):
         draw_one(reports, ax, direction)
     _legend(panels, reports)
@@ -93,13 +101,24 @@ def _curve(ax: Axes, report: VarianceReport, direction: str, color: str) -> None
     layer = np.arange(s.mean.size)
     wide = _font_size(ax) / 10
     ax.fill_between(layer, s.low, s.high, color=color, alpha=0.18, linewidth=0)
-    ax.plot(layer, s.mean, color=color, linewidth=1.8 * wide)
+    mean = _on_log_axis(s.mean)
+    ax.plot(layer, mean, color=color, linewidth=1.8 * wide)
+    there = np.isfinite(np.r_[np.nan, mean, np.nan])
+    lone = there[1:-1] & ~there[:-2] & ~there[2:]
+    ax.plot(layer[lone], mean[lone], ".", color=color, markersize=4 * wide)
     if report.prediction is not None:
-        predicted = report.predicted[direction]
-        ax.plot(layer, predicted, "--", color=color, linewidth=1.2 * wide)
+        predicted = _on_log_axis(report.predicted[direction])
+        darker = tuple(0.55 * np.array(to_rgb(color)))  # seen on the line that it meets
+        ax.plot(layer, predicted, "--", color=darker, linewidth=1.2 * wide)
     given = report.given(direction)
     if given is not None:
+        given = _on_log_axis(given)
         ax.plot(layer, given, ".-", color=color, linewidth=0.6, markersize=3)
+
+
+def _on_log_axis(values: np.ndarray) -> np.ndarray:
+    """Leaves gaps where a log axis has no place: zeros would be lines to its end."""
+    return np.where(values > 0, values, np.nan)
 
 
 def _decorate(ax: Axes, direction: str) -> None:

@@ -12,10 +12,11 @@ INPUT_FIX = "center the inputs and scale them to E[x^2] = 1"
 
 SPREAD_FIX = "widen the layers: the variance of log q falls as depth / width"
 
-WIDEN_FIX = (
-    "widen the layer, or use an activation that is not flat on one side "
-    "(nn.leaky_relu, nn.elu)"
-)
+NOT_FLAT = "use an activation that is not flat on one side (nn.leaky_relu, nn.elu)"
+
+WIDEN_FIX = f"widen the layer, or {NOT_FLAT}"
+
+CENTER_FIX = f"center its input, or {NOT_FLAT}"
 
 NORMALIZE_MORE_FIX = (
     "pass more than one example, or normalize over channels (nn.LayerNorm): a "

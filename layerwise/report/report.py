@@ -12,6 +12,7 @@ import numpy as np
 from layerwise.measurement.ensemble import GIVEN
 from layerwise.measurement.result import Measurement, Summary, summarize
 from layerwise.report.console import as_text
+from layerwise.report.places import short
 
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ class VarianceReport:
     def _caveats(self) -> list[str]:
         m = self.measurement
         unseen = ["not looked into: " + "; ".join(m.untapped)] if m.untapped else []
-        return [*unseen, self._theory()]
+        return [*map(short, unseen), short(self._theory())]
 
     def scatter(self, direction: str) -> np.ndarray:
         """Returns the standard deviation over networks of log q or log r.

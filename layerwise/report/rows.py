@@ -9,6 +9,7 @@ import numpy as np
 from layerwise.measurement.coverage import Select
 from layerwise.report.evidence import Evidence
 from layerwise.report.factors import changes
+from layerwise.report.places import short_line
 from layerwise.report.report import DIRECTIONS, VarianceReport
 
 
@@ -92,7 +93,7 @@ def rows(report: VarianceReport, select: Select | None = None) -> list[Row]:
             Row(
                 number,
                 path,
-                _short(site.source) if site else "",
+                short_line(site.source) if site else "",
                 site.shape if site else (),
                 points["forward"][number],
                 points["backward"][number],
@@ -100,17 +101,6 @@ def rows(report: VarianceReport, select: Select | None = None) -> list[Row]:
             )
         )
     return found
-
-
-def _short(source: str) -> str:
-    """Leaves the last two parts of a file's path: a report is read elsewhere too.
-
-    A model with no line of its own (`nn.Sequential`) has only that which calls it here.
-    """
-    file, colon, rest = source.partition(":")
-    if file.endswith("layerwise/tracing/model.py"):
-        return ""
-    return "/".join(file.rsplit("/", 2)[-2:]) + colon + rest
 
 
 def _points(report: VarianceReport, direction: str) -> list[Point]:
@@ -133,8 +123,8 @@ def _points(report: VarianceReport, direction: str) -> list[Point]:
 def trust(grade: str, tolerance: float) -> str:
     """Returns a grade and a tolerance in a few characters.
 
-    >>> trust("exact", 0.0), trust("approximate", 0.06), trust("approximate", 3.0)
-    ('exact', 'approx. ±6.2 %', 'approx. ×÷20')
+    >>> trust("exact", 0.0), trust("approximate", 0.06), trust("approximate", 5.0)
+    ('exact', 'approx. ±6.2 %', 'approx. ×÷148')
     """
     name = {"approximate": "approx."}.get(grade, grade)
     if not tolerance >= 5e-4:  # or none is stated
@@ -142,4 +132,6 @@ def trust(grade: str, tolerance: float) -> str:
     if tolerance < math.log(2):
         return f"{name} ±{100 * math.expm1(tolerance):.2g} %"
     factor = math.exp(min(tolerance, 700.0))
-    return f"{name} ×÷{factor:.2g}" if factor < 1000 else f"{name} ×÷>1000"
+    if factor >= 1000:
+        return f"{name} ×÷>1000"
+    return f"{name} ×÷{factor:.2g}" if factor < 100 else f"{name} ×÷{factor:.0f}"

@@ -7,6 +7,7 @@ import numpy as np
 
 from layerwise.report.evidence import Evidence, Series
 from layerwise.report.finding import Finding
+from layerwise.report.places import short_line
 from layerwise.report.remedies import recurrent_fix, scale_fix
 from layerwise.tracing import Loop, TracedModel
 from layerwise.tracing.dataflow import constant_value
@@ -125,7 +126,8 @@ def _flat(
         # E[phi'^2] of a Gaussian of scale s falls as 1/s: below 5 % at s^2 = 113 for
         # tanh, at four times that for the logistic function.
         limit = 113.0 if equation.name == "tanh" else 4 * 113.0
-        at = f" at {equation.source}" if equation.source else ""
+        line = short_line(equation.source)
+        at = f" at {line}" if line else ""
         kind = "saturation"
         fix = recurrent_fix(evidence) if evidence.recurrent else scale_fix()
         reason = (

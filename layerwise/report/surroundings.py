@@ -3,14 +3,17 @@
 import math
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 import numpy as np
 
 from layerwise.measurement.result import Measurement
 from layerwise.report.evidence import Estimate, Evidence
 from layerwise.report.finding import Finding
+from layerwise.report.places import short
 from layerwise.report.remedies import INPUT_FIX, SPREAD_FIX, scale_fix
 from layerwise.tracing import Loop, TracedModel
 from layerwise.tracing.primitives import LOOKUPS
+from layerwise.tracing.sites import NamedValue
 
 
 FEWEST = 4
@@ -47,6 +50,9 @@ def nonfinite(evidence: Evidence) -> Iterator[Finding]:
         site = m.sites[bad[0] if direction == "forward" else bad[-1]]
         dtype = _dtypes(m.traced).get(site.value, "float32")
         share = np.count_nonzero(lost) / (evidence.count + np.count_nonzero(lost))
+        if site.kind == "embedding" and (found := _beyond(m, site)):
+            yield found
+            return
         fix = scale_fix()
         if dtype == "float16":
             fix += "  # or bfloat16 in place of float16"
@@ -63,6 +69,29 @@ def nonfinite(evidence: Evidence) -> Iterator[Finding]:
             fix,
         )
         return
+
+
+def _beyond(m: Measurement, site: NamedValue) -> Finding | None:
+    """Integers that ask an embedding for rows that it does not have."""
+    table = next((x for x in m.traced.lookups if x.root == site.value), None)
+    integers = [x for x in m.inputs if jnp.issubdtype(x.dtype, jnp.integer)]
+    if table is None or not integers:
+        return None
+    leaf = m.traced.graph.avals[m.traced.leaf_values[table.leaves[0]]]
+    largest = max(int(jnp.max(x)) for x in integers)
+    if largest < leaf.shape[0]:
+        return None
+    return Finding(
+        "lookup",
+        "sick",
+        "forward",
+        site.layer,
+        site.path,
+        {"rows": Estimate(leaf.shape[0]), "largest input": Estimate(largest)},
+        f"the inputs ask for row {largest}, and its table has {leaf.shape[0]} of them: "
+        "beyond the last one it reads NaN.",
+        f"pass numbers from 0 to {leaf.shape[0] - 1}",
+    )
 
 
 def _proof(evidence: Evidence) -> Iterator[Finding]:
@@ -97,7 +126,7 @@ def _proof(evidence: Evidence) -> Iterator[Finding]:
     unseen = [u for u in m.untapped if u.split()[0] not in LOOKUPS]
     if unseen:
         yield missing(
-            f"weights were not looked into: {unseen[0]}.",
+            f"weights were not looked into: {short(unseen[0])}.",
             "use jax.lax.scan in place of while_loop and cond around layers",
         )
 

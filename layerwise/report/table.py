@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from layerwise.measurement.coverage import Select
-from layerwise.report.console import natural_width
+from layerwise.report.console import fitted, natural_width, table_of
 from layerwise.report.diagnosis import diagnose
 from layerwise.report.finding import Diagnosis
 from layerwise.report.report import DIRECTIONS, SYMBOL, VarianceReport
@@ -52,48 +52,22 @@ def cells(
     return header, rows
 
 
-_NARROWER = (frozenset[str](), frozenset(["median"]), frozenset(["median", "± s.e."]))
-"""Columns to leave out, so that a narrow terminal shows the others whole."""
-_PATH = 16
-"""Letters of a path that stay in one line where there is little room."""
-
-
 def rich_tables(report: VarianceReport, width: int) -> list[Any]:
     """Returns the table for a terminal: one, or one a direction where it is narrow."""
-    whole = _rich_table(report, DIRECTIONS)
+    left = ("path", "grade")
+    whole = table_of(*cells(report), left=left, title=report.title)
     if natural_width(whole) <= width:
         return [whole]
-    spare = max(0, max(map(len, report.measurement.layer_paths)) - _PATH)
-    for left_out in _NARROWER:
-        tables = [_rich_table(report, (d,), left_out) for d in DIRECTIONS]
-        if max(map(natural_width, tables)) - spare <= width:
-            break
-    return tables
-
-
-def _rich_table(
-    report: VarianceReport,
-    directions: Sequence[str],
-    left_out: frozenset[str] = frozenset(),
-) -> Any:
-    from rich.table import Table
-
-    header, rows = cells(report, directions)
-    kept = [i for i, name in enumerate(header) if name not in left_out]
-    both = len(directions) > 1
-    title = report.title if both else f"{report.title}, {directions[0]}"
-    table = Table(title=title, title_justify="left")
-    for name in (header[i] for i in kept):
-        table.add_column(
-            name,
-            justify="left" if name in ("path", "grade") else "right",
-            no_wrap=name != "path",
-            overflow="fold",
-            style="bold" if name.endswith("mean") else None,
-        )
-    for row in rows:
-        table.add_row(*(row[i] for i in kept))
-    return table
+    parts = {f"{report.title}, {d}": cells(report, (d,)) for d in DIRECTIONS}
+    return fitted(
+        lambda left_out: [
+            table_of(*part, left_out, left=left, title=title)
+            for title, part in parts.items()
+        ],
+        ("median", "± s.e."),
+        report.measurement.layer_paths,
+        width,
+    )
 
 
 _COLOUR = {

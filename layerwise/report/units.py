@@ -11,7 +11,7 @@ import numpy as np
 
 from layerwise.report.evidence import Estimate, Evidence, Series
 from layerwise.report.finding import Finding
-from layerwise.report.remedies import scale_fix
+from layerwise.report.remedies import CENTER_FIX, scale_fix
 from layerwise.tracing.layers import Layer
 from layerwise.tracing.model import leaf_name
 from layerwise.types import Activation
@@ -78,13 +78,14 @@ def _passing(evidence: Evidence, number: int, path: str) -> Iterator[Finding]:
 
 
 def _live_fix(evidence: Evidence, number: int) -> str:
-    bias = evidence.measurement.bias_variance[evidence.rows, number - 1]
-    if (bias > 0).any():
+    if evidence.biased(number):
         return "start its bias at 0 (bias_init=nn.initializers.zeros)"
-    return (
-        "center its input, or use an activation that is not flat on one side "
-        "(nn.leaky_relu, nn.elu)"
-    )
+    return CENTER_FIX
+
+
+def _activated(layer: Layer) -> bool:
+    """Whether an activation is among what takes u to v."""
+    return any(s.kind == "pointwise" and s.value <= layer.v for s in layer.steps)
 
 
 def _activation(layer: Layer) -> Activation | None:
@@ -173,9 +174,11 @@ def _off(evidence: Evidence) -> Iterator[Finding]:
     if share is None:
         return
     for run in evidence.runs:
-        at = evidence.index.get(("v", run.number))
-        if at is None:
-            continue
+        made, at = (evidence.index.get((k, run.number)) for k in "uv")
+        if at is None or not _activated(run.layer):
+            continue  # a branch that is multiplied by zero at the start is no unit
+        if made is not None and not evidence.second["forward"][:, made].any():
+            continue  # nothing comes in, as from weights that start at zero
         dead = Series(np.array([at]), share[:, [at]]).at(0)
         if dead.value - 2 * np.nan_to_num(dead.sem) < 0.5:
             continue

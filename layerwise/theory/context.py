@@ -47,7 +47,7 @@ class Node:
         """``add at model.py:12 (Net.__call__)``."""
         names = list(dict.fromkeys(e.name for e in self.equations))
         what = self.name if self.name != "opaque" else "+".join(names[:4])
-        return f"{what} at {self.source}"
+        return f"{what} at {self.source}" if self.source else what
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -285,7 +285,7 @@ def call_error(
     return InputError(
         message(
             f"{model.name} cannot be called on inputs ({shapes}): "
-            f"{type(error).__name__}{where}: {first[0]}",
+            f"{type(error).__name__}{where}: {first[0]} (at {_raised_at(error)})",
             "Nothing was measured: the model's own code raised this while traced.",
             fix + ", and the call's keyword arguments as kwargs={...}.",
         )

@@ -7,7 +7,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from report.networks import Depthwise, NnxPlain, Siren, UNet
+from report.networks import (
+    Depthwise,
+    Directions,
+    Growing,
+    Mixer,
+    NnxPlain,
+    Scaled,
+    Siren,
+    UNet,
+)
 
 import layerwise as lw
 
@@ -263,6 +272,19 @@ CASES: dict[str, Case] = {
     "ReLU with biases of -5: dead": Case(
         Plain(depth=6, bias=init.constant(-5.0)), DENSE, ("dead_units", "vanishing")
     ),
+    "ReLU with biases of -2": Case(
+        Plain(depth=6, bias=init.constant(-2.0)), DENSE, ("dead_units", "vanishing")
+    ),
+    "leaky ReLU of 0.3, LeCun, depth 6": Case(
+        Plain(depth=6, kernel=LECUN, phi=lambda x: nn.leaky_relu(x, 0.3)), DENSE
+    ),
+    "leaky ReLU of 0.3, LeCun, depth 24": Case(
+        Plain(depth=24, kernel=LECUN, phi=lambda x: nn.leaky_relu(x, 0.3)), DENSE, V
+    ),
+    "Glorot, sigmoid, depth 16": Case(
+        Plain(depth=16, kernel=init.glorot_uniform(), phi=nn.sigmoid), DENSE, V
+    ),
+    "He, GELU, depth 12": Case(Plain(depth=12, phi=nn.gelu), DENSE),
     "ReLU with biases of 0.1": Case(Plain(depth=6, bias=init.constant(0.1)), DENSE),
     "orthogonal, linear, depth 6": Case(
         Plain(depth=6, kernel=init.orthogonal(), phi=lambda x: x), DENSE
@@ -338,6 +360,16 @@ CASES: dict[str, Case] = {
     "depthwise, fan-out of all channels": Case(
         Depthwise(kernel=init.variance_scaling(2 / 24, "fan_out", "normal")), IMAGE, V
     ),
+    "all before side by side, He": Case(Growing(), IMAGE),
+    "all before side by side, stddev 0.5": Case(
+        Growing(kernel=init.normal(0.5)), IMAGE, E
+    ),
+    "directions of length sqrt 2": Case(Directions(), DENSE),
+    "directions of length 0.3": Case(Directions(length=0.3), DENSE, V),
+    "mixer, pre-norm, stddev 1e-3": Case(Mixer(kernel=init.normal(1e-3)), TOKENS),
+    "mixer, plain, stddev 0.02": Case(
+        Mixer(kernel=init.normal(0.02), plain=True), TOKENS, V
+    ),
     "sines, weights / 30": Case(Siren(), PLACES),
     "sines, LeCun": Case(Siren(kernel=LECUN), PLACES, E),
     "NNX, He, depth 16": Case(NnxPlain(HE), DENSE),
@@ -347,6 +379,8 @@ CASES: dict[str, Case] = {
     "residual, branches / sqrt(16)": Case(Residual(scale=0.25), DENSE),
     "residual, pre-norm": Case(Residual(norm=nn.LayerNorm), DENSE),
     "residual, zero-initialized branches": Case(Residual(last=init.zeros), DENSE),
+    "residual convolutions, branches x 0": Case(Scaled(), IMAGE),
+    "residual convolutions, branches x 3": Case(Scaled(scale=3.0), IMAGE, E),
     "residual, pre-norm, stddev 1": Case(
         Residual(norm=nn.LayerNorm, kernel=init.normal(1.0)),
         DENSE,
@@ -417,6 +451,23 @@ CASES: dict[str, Case] = {
     ),
     "RNN, orthogonal, small inputs": Case(
         Recurrent(cell=nn.SimpleCell, kernel=scaled(0.01)), TIME
+    ),
+    "RNN, linear, orthogonal x 1.5": Case(
+        Recurrent(cell=nn.SimpleCell, recurrent=init.orthogonal(1.5), phi=lambda x: x),
+        normal(8, 24, 16),
+        E,
+    ),
+    "RNN, tanh, orthogonal x 1.5": Case(
+        Recurrent(cell=nn.SimpleCell, recurrent=init.orthogonal(1.5)), TIME
+    ),
+    "RNN, ReLU, identity": Case(
+        Recurrent(
+            cell=nn.SimpleCell,
+            recurrent=lambda key, shape, dtype: jnp.eye(shape[0], dtype=dtype),
+            phi=nn.relu,
+            kernel=init.normal(0.03),
+        ),
+        TIME,
     ),
     "RNN, recurrent gain 0.1": Case(
         Recurrent(cell=nn.SimpleCell, recurrent=scaled(0.1)), TIME, ("short_memory",)

@@ -99,3 +99,78 @@ class NnxPlain(nnx.Module):
         for layer in self.hidden:
             x = nnx.relu(layer(x))
         return self.head(x)
+
+
+class Growing(nn.Module):
+    """Every convolution sees all before it, side by side; no normalization."""
+
+    kernel: Any = init.he_normal()
+    depth: int = 12
+    growth: int = 12
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(2 * self.growth, (3, 3), kernel_init=self.kernel)(x)
+        for _ in range(self.depth):
+            y = nn.Conv(self.growth, (3, 3), kernel_init=self.kernel)(nn.relu(x))
+            x = jnp.concatenate([x, y], -1)
+        return nn.Dense(10)(nn.relu(x).mean((1, 2)))
+
+
+class Scaled(nn.Module):
+    """Residual sums of branches times a parameter, as SkipInit has it."""
+
+    scale: float = 0.0
+    blocks: int = 8
+    width: int = 16
+
+    @nn.compact
+    def __call__(self, x):
+        def conv(y):
+            he = init.he_normal()
+            return nn.Conv(self.width, (3, 3), kernel_init=he)(nn.relu(y))
+
+        x = nn.Conv(self.width, (3, 3))(x)
+        for i in range(self.blocks):
+            scale = self.param(f"scale_{i}", init.constant(self.scale), ())
+            x = x + jnp.asarray(scale) * conv(conv(x))
+        return nn.Dense(10)(nn.relu(x).mean((1, 2)))
+
+
+class Directions(nn.Module):
+    """Weights as directions times a length: ReLU wants a length of sqrt(2)."""
+
+    length: float = 2**0.5
+    depth: int = 12
+    width: int = 64
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (x.shape[-1], self.width)
+        for i in range(self.depth):
+            v = jnp.asarray(self.param(f"v_{i}", init.normal(1.0), shape))
+            g = self.param(f"g_{i}", init.constant(self.length), (self.width,))
+            x = nn.relu(x @ (jnp.asarray(g) * v / jnp.linalg.norm(v, axis=0)))
+        return nn.Dense(10)(x)
+
+
+class Mixer(nn.Module):
+    """Dense layers over positions and over channels in turn, normalized or plain."""
+
+    kernel: Any = init.lecun_normal()
+    plain: bool = False
+    depth: int = 4
+
+    @nn.compact
+    def __call__(self, x):
+        def mixed(x, axis):
+            y = x if self.plain else nn.LayerNorm()(x)
+            y = jnp.swapaxes(y, axis, -1)
+            width = y.shape[-1]
+            y = nn.gelu(nn.Dense(2 * width, kernel_init=self.kernel)(y))
+            y = jnp.swapaxes(nn.Dense(width, kernel_init=self.kernel)(y), axis, -1)
+            return y if self.plain else x + y
+
+        for _ in range(self.depth):
+            x = mixed(mixed(x, 1), 2)
+        return nn.Dense(10)(x.mean(1))

@@ -24,6 +24,7 @@ IN_WORDS = (
     "linear, width 8, depth 100",
     "LSTM, recurrent stddev 20",
     "RNN, recurrent gain 0.1",
+    "directions of length 0.3",
     "causal, normalized queries and keys, scores not divided",
     "width 2, depth 12: dead networks",
     "width 6, depth 40",

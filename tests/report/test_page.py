@@ -158,11 +158,16 @@ def test_the_page_in_a_browser(page, tmp_path):
         browser.screenshot(shot)
         assert shot.stat().st_size > 20_000
 
+        telephone = {"width": 400, "height": 800, "deviceScaleFactor": 2}
+        browser.send("Emulation.setDeviceMetricsOverride", mobile=False, **telephone)
+        assert browser.evaluate("document.documentElement.scrollWidth") == 400
+
 
 @pytest.mark.skipif(find() is None, reason="no Chromium on this machine")
 def test_the_notebook_view_in_a_browser(report, tmp_path):
     path = tmp_path / "cell.html"
-    path.write_text("<!doctype html><body>" + report._repr_html_())
+    theirs = "<style>svg { max-width: 100%; height: auto; }</style>"  # JupyterLab's
+    path.write_text(f"<!doctype html>{theirs}<body>{report._repr_html_()}")
     with Browser(path) as browser:
         cells = browser.evaluate(
             "[...document.querySelectorAll('table svg')].map(s => s.clientWidth)"

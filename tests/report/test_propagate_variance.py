@@ -126,6 +126,27 @@ def test_plot_takes_and_returns_axes(report):
     assert report.plot(axes) is axes
 
 
+def test_the_legend_is_below_the_labels_of_a_figure_of_the_users(report):
+    figure = Figure(figsize=(6.8, 2.6))
+    axes = tuple(figure.subplots(1, 2))
+    report.plot(axes)
+    figure.draw_without_rendering()
+    top = figure.legends[0].get_window_extent().y1
+    assert all(top <= ax.xaxis.label.get_window_extent().y0 for ax in axes)
+
+
+def test_a_layer_that_passes_nothing_is_a_gap(report):
+    """Not a line to the end of a log axis; and what stands alone is a dot."""
+    m = report.measurement
+    off = np.array([s.layer == 2 for s in m.sites])
+    none = lambda x: x | {"forward": np.where(off, 0.0, x["forward"])}
+    dead = dataclasses.replace(m, mean=none(m.mean), variance=none(m.variance))
+    panel = dataclasses.replace(report, measurement=dead).plot().forward
+    mean, lone = panel.get_lines()[:2]
+    assert list(np.isfinite(mean.get_ydata())) == [True, True, False, True]
+    assert list(lone.get_xdata()) == [3]
+
+
 def test_given_parameters_are_one_network_beside_the_ensemble(key):
     x = jax.random.normal(key, (2, 4, 4, 3))
     params = Padded().init(key, x)

@@ -27,6 +27,7 @@ def diagnosis_of(case: Case) -> lw.Diagnosis:
         case.inputs,
         draws=8,
         method=None,
+        statistics=("zeros", "cosine_examples"),
         **(case.options or {}),
     )
     return lw.diagnose(report)
