@@ -18,6 +18,7 @@ the values.
 import numpy as np
 
 from layerwise.theory import marginal
+from layerwise.theory.registry import NoSoundRule
 from layerwise.theory.state import UNKNOWN, Field, State
 
 
@@ -90,9 +91,17 @@ def of_factor(cotangent: Field, total: Field, factor: Field, other: Field) -> Fi
 
     The other factor is still to be multiplied by: what its square has in common with
     the profile is in the scale of what is returned.
+
+    Raises:
+        NoSoundRule: If the profile is unknown, and so is what it has in common.
     """
     profile = cotangent.profile
-    if profile is None or is_unknown(profile):
+    if profile is None:
+        return cotangent
+    if is_unknown(profile):
+        size = np.abs(entries(other.normalized()))
+        if np.ptp(size) > 1e-9 * size.max(initial=0.0):
+            raise NoSoundRule("a factor that the cotangent depends on")
         return cotangent
     whole, mine, theirs = (entries(f.normalized()) for f in (total, factor, other))
     points, chances = _coarse(theirs)

@@ -131,6 +131,20 @@ FOUND = {
         inputs="positive",
         size=5,
     ),
+    # What a maximum chose has large gains, whatever stands between.
+    "gains behind a maximum": Architecture(
+        ("gains",), "square", 24, 1.0, "max", size=3, rank=1
+    ),
+    # A value that is large is part of what it is divided by.
+    "normalized products": Architecture(
+        ("gate_with:3", "layer_norm", "subtract:2"),
+        act="square",
+        width=24,
+        gain=1.0,
+        head="flat",
+        inputs="sparse",
+        size=3,
+    ),
     # Examples that are empty at different places are no average and its factors.
     "examples that are empty in places": Architecture(
         ("post", "patches"), "tanh", 12, 1.0, "flat", "sparse", size=4, rank=1

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from layerwise.theory import marginal
 from layerwise.theory.predict import predict
 from layerwise.theory.rules import normalization
 from tests.theory.architectures import draw, example
@@ -44,3 +45,20 @@ def test_a_second_moment_that_fluctuates_is_divided_by(centred, key, monkeypatch
     wide = predict(model, params, x)
     assert not wide.sampled
     assert misses(wide, draws)
+
+
+@pytest.mark.parametrize("count", [12, 24])
+@pytest.mark.parametrize(
+    "function", [lambda z: z**3, lambda z: z * abs(z)], ids=["cube", "signed square"]
+)
+def test_a_value_is_part_of_what_it_is_divided_by(function, count, key):
+    x = function(jax.random.normal(key, (100_000, count)))
+    fourth = np.mean(np.square(x**2 / np.mean(x**2, axis=1, keepdims=True)), axis=1)
+    law = marginal.standardize(function(marginal.nodes()))
+    assert law is not None
+    got = normalization._self_normalized(law, float(count))
+    assert got is not None
+    predicted = marginal.weights() @ got**4
+    # The others' sum is log-normal only in the limit: 6 % at 12 of the cubes.
+    assert predicted == pytest.approx(float(np.mean(fourth)), rel=0.08)
+    assert marginal.weights() @ law**4 > 1.5 * predicted

@@ -31,6 +31,7 @@ from layerwise.theory import fluctuation, lags as lagging, marginal
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.normalization import Normalization
 from layerwise.theory.registry import NoSoundRule, rule
+from layerwise.theory.response import log_normal
 from layerwise.theory.rules.elementwise import fit_parts, worst
 from layerwise.theory.state import Field, Grade, State
 
@@ -253,6 +254,9 @@ def _normalized(
     shape = f.shape
     if shape is None and not np.any(f.mean):
         shape = _on_sphere(stats.freedom)
+    elif shape is not None and (found.centred or not np.any(f.mean)):
+        count = stats.freedom if extent.positions else extent.channels - found.centred
+        shape = _self_normalized(shape, count)
     return Field(
         mean,
         table,
@@ -297,6 +301,22 @@ def _on_sphere(freedom: float) -> np.ndarray | None:
 
 
 NEARLY_NORMAL = 200.0
+
+
+def _self_normalized(shape: np.ndarray, count: float) -> np.ndarray | None:
+    """Returns a law divided by the root mean square of `count` values of that law.
+
+    One of them is the value itself; the sum of the others is taken for log-normal.
+    """
+    if count > NEARLY_NORMAL:
+        return shape
+    squares, w = np.square(shape), marginal.weights()
+    spread = (float(w @ np.square(squares)) - 1.0) / (count - 1.0)
+    factors, chances = log_normal(spread)
+    sums = squares + (count - 1.0) * factors[:, None]
+    values = shape / np.sqrt(sums / count)
+    masses = chances[:, None] * w
+    return marginal.standardize(marginal.in_order(values.ravel(), masses.ravel()))
 
 
 def _inverse_gain(f: Field, epsilon: float) -> np.ndarray:
