@@ -348,6 +348,7 @@ class Engine:
             roots=a.roots | b.roots,
             tolerance=max(a.tolerance, b.tolerance),
             pair_tolerance=max(a.pair_tolerance, b.pair_tolerance),
+            chosen=max(a.chosen, b.chosen),
             coherent=a.coherent or b.coherent,
         )
         return fit_parts(total, own) if own is not None else total

@@ -212,6 +212,8 @@ class State:
         tolerance: Bound on the error of the logarithm of the second moment: what the
             rules on the way state for themselves, added up.
         pair_tolerance: The same for the pair moments, on top of it.
+        chosen: Cotangents only: bound on what the logarithm of a second moment may be
+            above its average where they stand, as a maximum has chosen that.
         coherent: Cotangents only: whether those of different positions depend on each
             other, so that the weights between them and the masks matter together.
     """
@@ -225,6 +227,7 @@ class State:
     terms: tuple[tuple[int, float], ...] = ()
     tolerance: float = 0.0
     pair_tolerance: float = 0.0
+    chosen: float = 0.0
     coherent: bool = False
 
     @property

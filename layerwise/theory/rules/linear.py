@@ -297,6 +297,7 @@ def _like(value: State, cotangent: State, field: Field) -> State:
         cotangent.sources,
         tolerance=cotangent.tolerance,
         pair_tolerance=cotangent.pair_tolerance,
+        chosen=cotangent.chosen,
         coherent=cotangent.coherent,
     )
 

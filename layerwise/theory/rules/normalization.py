@@ -255,7 +255,8 @@ def _normalized(
     if shape is None and not np.any(f.mean):
         shape = _on_sphere(stats.freedom)
     elif shape is not None and (found.centred or not np.any(f.mean)):
-        count = stats.freedom if extent.positions else extent.channels - found.centred
+        single = float(extent.channels - found.centred)
+        count = stats.freedom if extent.positions else single
         shape = _self_normalized(shape, count)
     return Field(
         mean,

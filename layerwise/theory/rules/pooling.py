@@ -261,7 +261,7 @@ class MaxPool:
         (state,) = states
         axes, dropped = _axes(ctx, node, state)
         before = ctx.producer(node.inputs[0])
-        parts, own = [], 0.0
+        parts, own, most = [], 0.0, 0.0
         fitted = fit_parts(cotangent, out)
         for i, ((n, f), (_, ct)) in enumerate(
             zip(state.parts, fitted.parts, strict=True)
@@ -274,6 +274,7 @@ class MaxPool:
             pool = _Pool(ctx, f, axes)
             # A maximum of N sits where the power is high: E[q | u] at u^2 = 2 q log N.
             chosen = f.own_spread * max(math.log(pool.window.count) - 0.5, 0.5)
+            most = max(most, chosen)
             own = max(
                 own, BACKWARD + pool.unevenness + state.pair_tolerance / 2 + chosen
             )
@@ -293,6 +294,7 @@ class MaxPool:
                 grade=worst(cotangent.grade, Grade.APPROXIMATE),
                 tolerance=cotangent.tolerance + own,
                 pair_tolerance=cotangent.pair_tolerance + own,
+                chosen=cotangent.chosen + most,
             )
         ]
 

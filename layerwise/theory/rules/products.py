@@ -179,6 +179,7 @@ class Multiply:
                 tolerance=cotangent.tolerance
                 + other.tolerance
                 + PRODUCT
+                + cotangent.chosen
                 + max(f.own_spread for s in (a, b) for _, f in s.parts) / 2,
             )
             back.append(fit_parts(got, mine))
