@@ -307,6 +307,20 @@ def of_batch(squares: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray
     return np.where(known, np.maximum(ratio - 1.0, 0.0), 0.0)
 
 
+def checked(gain: float) -> float:
+    """Returns the factor of a gain of order 1/width, given as a logarithm.
+
+    Raises:
+        NoSoundRule: If it is not small beside what it corrects.
+    """
+    if not abs(gain) < LARGEST_GAIN:
+        raise NoSoundRule(f"a correction of order 1/width by a factor of e^{gain:.1f}")
+    return float(np.exp(gain))
+
+
+LARGEST_GAIN = 2.0
+
+
 def _at_zero(values: Any, field: Field) -> float:
     return float(np.asarray(values)[tuple(v.index(0) for v in field.lags)])
 

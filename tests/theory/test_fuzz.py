@@ -135,6 +135,23 @@ FOUND = {
     "gains behind a maximum": Architecture(
         ("gains",), "square", 24, 1.0, "max", size=3, rank=1
     ),
+    # A maximum over many positions of squares of sums of nine: no average holds there.
+    "a maximum of heavy tails": Architecture(
+        ("depthwise",), "square", 12, 1.0, "max", "tokens", size=4
+    ),
+    # One mask, drawn once, keeps what it happens to keep of the largest example.
+    "a drawn mask": Architecture(
+        ("dropout",), "square", 24, 1.0, "map", "unequal", size=3
+    ),
+    # A correction of order 1/width beyond what float64 holds is none.
+    "a correction that is not small": Architecture(
+        ("tied", "causal", "max_overlap", "grown", "context"),
+        act="sin",
+        width=12,
+        head="map",
+        inputs="sparse",
+        size=5,
+    ),
     # A value that is large is part of what it is divided by.
     "normalized products": Architecture(
         ("gate_with:3", "layer_norm", "subtract:2"),

@@ -127,7 +127,7 @@ class Convolution:
         got = convolve(ctx, ct, axes, transpose=True)
         whole = _around(ctx, node.inputs[0], axes)
         response, own, omitted = _pulled(ctx, cotangent, ct, whole, axes, read)
-        got = got.scaled_safe(pattern.second * fan * float(np.exp(own)))
+        got = got.scaled_safe(pattern.second * fan * fluctuation.checked(own))
         like = _like(states[0], cotangent, got.replace(response=response))
         shared = cotangent.coherent and any(a.taps > 1 for a in axes)
         tolerance = cotangent.tolerance + abs(own) / 2 + omitted
@@ -355,7 +355,7 @@ class Product:
         response, own = fluctuation.pulled_through(
             ct, whole, *_ones(whole), whole.channels
         )
-        got = ct.scaled_safe(pattern.second * fan * float(np.exp(own)))
+        got = ct.scaled_safe(pattern.second * fan * fluctuation.checked(own))
         field = got.replace(joint=None, response=response)
         like = _like(states[0], cotangent, field)
         tolerance = cotangent.tolerance + abs(own) / 2

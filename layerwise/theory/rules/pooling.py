@@ -29,6 +29,8 @@ from layerwise.tracing.connections import Axis
 
 
 MAX_WINDOW = 100
+MOST_CHOSEN = 1.0
+"""Logarithm by which the power may be above its average where a maximum sits."""
 FORWARD, BACKWARD = 0.02, 0.05
 """Stated errors where the correlations are the same all over the map."""
 
@@ -274,6 +276,8 @@ class MaxPool:
             pool = _Pool(ctx, f, axes)
             # A maximum of N sits where the power is high: E[q | u] at u^2 = 2 q log N.
             chosen = f.own_spread * max(math.log(pool.window.count) - 0.5, 0.5)
+            if chosen > MOST_CHOSEN:
+                raise NoSoundRule("a maximum of what differs much between networks")
             most = max(most, chosen)
             own = max(
                 own, BACKWARD + pool.unevenness + state.pair_tolerance / 2 + chosen

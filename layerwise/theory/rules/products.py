@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -284,7 +285,14 @@ def _masked(
     share = float(mask.mean())
     law = marginal.of_samples(mask.ravel()[:: max(1, mask.size // 4096)])
     kept = Field(np.asarray(share), np.asarray([share]), (), shape=law)
-    return scale_parts(given(state, kept), mask, kept)
+    out = scale_parts(given(state, kept), mask, kept)
+    unlike = 1.0 + max(f.own_spread for _, f in state.parts)
+    noise = math.sqrt((1.0 - share) / share * unlike / mask.size) if share else 0.0
+    return dataclasses.replace(out, tolerance=out.tolerance + CHANCE * noise)
+
+
+CHANCE = 3.0
+"""Per standard deviation of the share of a drawn mask: what it happens to keep."""
 
 
 def _mask(ctx: RuleContext, node: Node) -> np.ndarray:
