@@ -85,6 +85,11 @@ def of_two_slopes(up: float, down: float) -> np.ndarray | None:
     return standardize(np.where(nodes() > 0, up, down) * nodes())
 
 
+def signed(shape: np.ndarray | None, sign: float) -> np.ndarray | None:
+    """Returns a marginal law, or that of the negative."""
+    return shape if shape is None or sign > 0 else -shape[::-1]
+
+
 def in_order(values: np.ndarray, masses: np.ndarray) -> np.ndarray:
     """Returns the quantiles on the nodes of values with these probabilities."""
     order = np.argsort(values, kind="stable")

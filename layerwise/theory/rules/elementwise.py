@@ -219,13 +219,12 @@ def add_fields(f: Field, g: Field, sign: float = 1.0) -> Field:
             + g.mean * lagging.shifted(f.mean, f.lags)
         )
     var_f, var_g = (float(np.mean(x.second - x.mean**2)) for x in (f, g))
-    shape_g = g.shape if sign > 0 or g.shape is None else -g.shape[::-1]
     return Field(
         f.mean + sign * g.mean,
         table,
         f.lags,
         scale,
-        shape=marginal.convolve(f.shape, var_f, shape_g, var_g),
+        shape=marginal.convolve(f.shape, var_f, marginal.signed(g.shape, sign), var_g),
         symmetric=f.symmetric and g.symmetric,
         comb=tuple(int(np.gcd(x, y)) for x, y in zip(f.combs, g.combs, strict=True)),
         weights=f.weights + g.weights,

@@ -57,11 +57,6 @@ def _add_constant(
     return dataclasses.replace(state, parts=tuple(parts), terms=())
 
 
-def _signed(shape: np.ndarray | None, sign: float) -> np.ndarray | None:
-    """Returns a marginal law, or that of the negative."""
-    return shape if shape is None or sign > 0 else -shape[::-1]
-
-
 def _variance(f: Field) -> float:
     return float(np.mean(f.second - np.square(f.mean)))
 
@@ -70,7 +65,9 @@ def _law_of_sum(
     f: Field, sign: float, shape: np.ndarray | None, variance: float
 ) -> np.ndarray | None:
     """Returns the law of a field, or its negative, plus what has a law of its own."""
-    return marginal.convolve(_signed(f.shape, sign), _variance(f), shape, variance)
+    return marginal.convolve(
+        marginal.signed(f.shape, sign), _variance(f), shape, variance
+    )
 
 
 def _diluted(before: Field, after: Field) -> Field:
@@ -124,7 +121,9 @@ def add_parameter(ctx: RuleContext, node: Node, state: State, sign: float) -> St
         got = f.replace(
             mean=old + shift,
             table=table,
-            shape=_law_of_sum(f, flip, _signed(moments.shape, sign * flip), spread),
+            shape=_law_of_sum(
+                f, flip, marginal.signed(moments.shape, sign * flip), spread
+            ),
             symmetric=keeps,
             comb=(),
         )
