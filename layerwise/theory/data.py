@@ -61,7 +61,7 @@ def of_array(
 def _white(ctx: RuleContext, x: np.ndarray, lags: tuple[tuple[int, ...], ...]) -> Field:
     sizes = x.shape[1:-1]
     table = np.zeros((ctx.classes, *map(len, lags), *sizes))
-    table[(0, *(v.index(0) for v in lags))] = np.mean(x**2, axis=(0, -1))
+    table[(0, *lagging.zero(lags))] = np.mean(x**2, axis=(0, -1))
     return Field(np.zeros(sizes), table, lags, symmetric=True).normalized()
 
 

@@ -33,6 +33,7 @@ from layerwise.theory import lags as lagging, marginal
 from layerwise.theory.registry import NoSoundRule
 from layerwise.theory.response import NO_RESPONSE, Response, log_normal
 from layerwise.theory.state import Field, State, common, inverse
+from layerwise.tracing.connections import Axis
 
 
 def excess(field: Field) -> float:
@@ -95,14 +96,9 @@ def beyond_channels(total: np.ndarray, state: State) -> np.ndarray:
     return np.asarray(np.maximum((total - noise) / (1.0 + noise), 0.0))
 
 
-Taps = Sequence[tuple[int, float]]
-"""Per axis: how many taps, and positions between two of them."""
-
-
 def contracted(
     state: State,
-    taps: Taps,
-    steps: Sequence[float],
+    axes: Sequence[Axis],
     lags: Sequence[tuple[int, ...]],
     fixed: bool = False,
 ) -> np.ndarray:
@@ -110,8 +106,7 @@ def contracted(
 
     Args:
         state: What is contracted.
-        taps: Taps of each axis.
-        steps: Positions of it between two neighbours of the result, per axis.
+        axes: Its spatial axes, as the contraction reads them.
         lags: Lags held of the result.
         fixed: Whether it is data, the same in every network.
     """
@@ -122,22 +117,22 @@ def contracted(
         noise = (1.0 + _at_zero(before, field)) * channel_noise(state)
         noise = noise * correlation_of_squares(field)
     out = before + noise
-    for a, (tap, step) in enumerate(zip(taps, steps, strict=True)):
-        matrix = _tap_matrix(field.lags[a], lags[a], tap, step)
+    for a, axis in enumerate(axes):
+        matrix = _over_pairs(field.lags[a], lags[a], axis)
         out = np.moveaxis(np.tensordot(out, matrix, (a, 1)), -1, a)
     return np.asarray(out)
 
 
-def between_groups(state: State, taps: Taps, channels: int) -> float:
+def between_groups(state: State, axes: Sequence[Axis], channels: int) -> float:
     """Returns the relative variance of what outputs of different groups are made of.
 
     Args:
         state: What is contracted in groups of channels, each with its own weights.
-        taps: Taps of each axis.
+        axes: Its spatial axes, as the contraction reads them.
         channels: Channels of one group.
     """
     field = state.average()
-    alike = _over_taps(correlation_of_squares(field), field, taps)
+    alike = _over_taps(correlation_of_squares(field), field, axes)
     return excess(field) * alike * (1.0 / channels - 1.0 / state.channels)
 
 
@@ -158,8 +153,7 @@ LITTLE = 0.05
 def pulled_through(
     cotangent: Field,
     state: State,
-    taps: Taps,
-    steps: Sequence[float],
+    axes: Sequence[Axis],
     channels: int,
     coherent: bool = False,
 ) -> tuple[Response, float]:
@@ -168,8 +162,7 @@ def pulled_through(
     Args:
         cotangent: Cotangent of the result, with its own response.
         state: What is contracted.
-        taps: Taps of each axis.
-        steps: Positions of it between two neighbours of the result, per axis.
+        axes: Its spatial axes, as the contraction reads them.
         channels: Channels that one result reads: those of its group.
         coherent: Whether positions' cotangents are alike, where no pairs are held.
     """
@@ -187,32 +180,37 @@ def pulled_through(
         bend, curl = response.bend, response.curl
         if not coherent:
             alike = np.zeros_like(alike)
-            alike[tuple(v.index(0) for v in field.lags)] = 1.0
+            alike[lagging.zero(field.lags)] = 1.0
     else:
         known = cotangent.correlations[2]
         for v in (response.bend, response.curl):
             if np.ndim(v) and np.shape(v) != np.shape(known):
                 raise NoSoundRule("a response that is held at the lags of another map")
         alike, bend, curl = (
-            _seen(np.broadcast_to(v, np.shape(known)), cotangent, field, steps)
+            _seen(np.broadcast_to(v, np.shape(known)), cotangent, field, axes)
             for v in (known, response.bend, response.curl)
         )
     raw, double = _raw(field)
     bent = alike * (bend * (1.0 + double) + 2.0 * curl * raw)
     aligned = response.alignment * alike * size
-    alignment = _over_taps(bent + aligned, field, taps)
-    alone = alignment / channels
-    power = response.power * _over_taps(relative, field, taps)
-    noise = response.power * _over_taps(squared, field, taps) / channels
-    return Response(power, alignment, noise + alone), alone
+    bent, aligned = (_over_taps(v, field, axes) for v in (bent, aligned))
+    # What all channels do to one that is perturbed counts by its share of them.
+    alone = bent / channels + aligned / state.channels
+    noise = response.local / channels
+    noise += (response.power - response.local) / state.channels
+    return Response(
+        power=response.power * _over_taps(relative, field, axes),
+        alignment=bent + aligned,
+        unit=noise * _over_taps(squared, field, axes) + alone,
+    ), alone
 
 
 def _seen(
-    values: np.ndarray, cotangent: Field, field: Field, steps: Sequence[float]
+    values: np.ndarray, cotangent: Field, field: Field, axes: Sequence[Axis]
 ) -> np.ndarray:
     """Returns what is given by lags of the result by lags of what is contracted."""
-    for a, step in enumerate(steps):
-        at = _interpolation(cotangent.lags[a], field.lags[a], 1.0 / step)
+    for a, axis in enumerate(axes):
+        at = _interpolation(cotangent.lags[a], field.lags[a], 1.0 / axis.step)
         values = np.moveaxis(np.tensordot(values, at, (a, 1)), -1, a)
     return values
 
@@ -322,26 +320,29 @@ LARGEST_GAIN = 2.0
 
 
 def _at_zero(values: Any, field: Field) -> float:
-    return float(np.asarray(values)[tuple(v.index(0) for v in field.lags)])
+    return float(np.asarray(values)[lagging.zero(field.lags)])
 
 
-def _over_taps(values: Any, field: Field, taps: Taps) -> float:
+def _over_taps(values: Any, field: Field, axes: Sequence[Axis]) -> float:
     """Returns the mean over pairs of taps of something given by lag."""
-    for tap, lags in zip(taps, field.lags, strict=True):
-        values = np.tensordot(_tap_matrix(lags, (0,), tap, 1.0)[0], values, (0, 0))
+    for axis, lags in zip(axes, field.lags, strict=True):
+        values = np.tensordot(_over_pairs(lags, (0,), axis)[0], values, (0, 0))
     return float(values)
 
 
 @functools.cache
-def _tap_matrix(
-    old: tuple[int, ...], new: tuple[int, ...], tap: tuple[int, float], step: float
-) -> np.ndarray:
-    """``(new lag, old lag)``: mean over pairs of taps."""
-    count, apart = tap
+def _over_pairs(old: tuple[int, ...], new: tuple[int, ...], axis: Axis) -> np.ndarray:
+    """``(new lag, old lag)``: mean over pairs of taps on inputs that are there.
+
+    Over those of all outputs: a place that reads more counts for more.
+    """
     out = np.zeros((len(new), len(old)))
     for row, lag in zip(out, new, strict=True):
-        for d in range(-(count - 1), count):
-            row += (count - abs(d)) / count**2 * between(old, lag * step + d * apart)
+        apart, counts = np.unique(axis.between_taps(lag), return_counts=True)
+        if not counts.size:  # beyond the map
+            apart, counts = np.array([lag * axis.step]), np.ones(1)
+        for d, count in zip(apart, counts / counts.sum(), strict=True):
+            row += count * between(old, float(d))
     return out
 
 

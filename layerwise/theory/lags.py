@@ -21,6 +21,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 
+Slices = tuple[slice, ...]
+Index = tuple[int, ...]
+
 FULL_UP_TO = 16
 _SPARSE = (
     0,
@@ -189,11 +192,21 @@ def pairs_of(
     return np.asarray(np.multiply(out, values, out=out if out.ndim else None))
 
 
+def zero(lags: Sequence[tuple[int, ...]]) -> Index:
+    """Returns where a table holds single positions: the number of each axis' lag 0."""
+    return tuple(v.index(0) for v in lags)
+
+
 def half(lags: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
     """Returns the lags without those that are negative along the first axis."""
     if not lags:
         return ()
     return (lags[0][lags[0].index(0) :], *lags[1:])
+
+
+def half_of(table: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Returns ``(class, *half, *positions)``: a view of a table at its `half`."""
+    return table[:, lags[0].index(0) :] if lags else table
 
 
 def whole(table: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
@@ -275,10 +288,6 @@ def summed_products(x: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarra
         else:
             out[which] = out[mirrored]
     return out
-
-
-Slices = tuple[slice, ...]
-Index = tuple[int, ...]
 
 
 def _overlaps(

@@ -90,10 +90,15 @@ def signed(shape: np.ndarray | None, sign: float) -> np.ndarray | None:
     return shape if shape is None or sign > 0 else -shape[::-1]
 
 
+def counted(values: np.ndarray, masses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns how values are sorted, and the probability of a lesser one."""
+    order = np.argsort(values, kind="stable")
+    return order, np.cumsum(masses[order]) - 0.5 * masses[order]
+
+
 def in_order(values: np.ndarray, masses: np.ndarray) -> np.ndarray:
     """Returns the quantiles on the nodes of values with these probabilities."""
-    order = np.argsort(values, kind="stable")
-    mass = np.cumsum(masses[order]) - 0.5 * masses[order]
+    order, mass = counted(values, masses)
     target = np.cumsum(weights()) - 0.5 * weights()
     return np.interp(target, mass, values[order])
 

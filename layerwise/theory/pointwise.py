@@ -19,7 +19,7 @@ import numpy as np
 
 from layerwise.moments import dual
 from layerwise.moments.activations import Numeric, two_slopes
-from layerwise.theory import lags as lagging
+from layerwise.theory import fluctuation, lags as lagging
 from layerwise.theory.marginal import (
     ORDER,
     hermite,
@@ -102,8 +102,7 @@ class Pointwise:
     @functools.cached_property
     def rho(self) -> np.ndarray:
         """Latent correlation of every pair, at half of the lags."""
-        first = self.field.lags[0].index(0) if self.field.lags else 0
-        half = self.field.table[:, first:] if self.field.lags else self.field.table
+        half = lagging.half_of(self.field.table, self.field.lags)
         return latent_correlation(self.field.replace(table=half, lags=self.lags))
 
     def _whole(self, half: np.ndarray) -> np.ndarray:
@@ -156,7 +155,7 @@ class Pointwise:
 
     def _set_zero(self, table: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Puts the exact second moments at lag zero of one example."""
-        table[(0, *(v.index(0) for v in self.lags))] = self.expand(second)
+        table[(0, *lagging.zero(self.lags))] = self.expand(second)
         return table
 
     def apply(self, phi: Numeric) -> Field:
@@ -248,7 +247,7 @@ class Pointwise:
         normal = f.shape is None and not np.any(f.mean)
         if given is None and slopes is not None and normal:
             table = dual.two_slope_slope_dual(*slopes, self.rho)
-            at = (0, *(v.index(0) for v in self.lags))
+            at = (0, *lagging.zero(self.lags))
             table[at] = 0.5 * (slopes[0] ** 2 + slopes[1] ** 2)
             sd = np.sqrt(self.var)
             if not np.all(sd > 0):
@@ -316,15 +315,21 @@ class Pointwise:
     def _respond(
         self, after: Response, phi: Numeric, slope: Numeric
     ) -> tuple[float, Response]:
-        """Returns what `after` adds to the logarithm, and the response in front."""
+        """Returns what `after` adds to the logarithm, and the response in front.
+
+        Raises:
+            NoSoundRule: If what is added is not small.
+        """
         local = self.local(phi, slope)
         variance = float(np.log1p(self.field.own_spread))
         gain = after.power * local.growth * local.gradient_growth * variance
         gain += after.unit * (local.together - 1.0)
+        fluctuation.checked(gain)
         # Positive as they should be, beyond the first order too.
         whole = np.exp(-np.clip(gain, -1.0, 1.0))
         return float(gain), Response(
             float(whole * (local.gradient_growth + after.power * local.growth)),
+            float(whole * local.gradient_growth),
             float(whole * after.alignment * local.keeping),
             0.0,
             *self._curvature(slope, local.turn),
@@ -340,7 +345,7 @@ class Pointwise:
         """Returns pair moments of slopes where some positions are always zero."""
         there = lagging.shifted(live.astype(float), self.lags) > 0
         own = np.zeros(table.shape[1:], bool)
-        own[tuple(v.index(0) for v in self.lags)] = True
+        own[lagging.zero(self.lags)] = True
         zero, mean = float(slope(np.zeros(1))[0]), 0.5 * sum(slopes)
         one = np.where(own, zero**2, zero * mean)
         table = np.where(live & there, table, np.where(live | there, one, zero**2))
@@ -362,7 +367,7 @@ class Pointwise:
         jump = (up - down) ** 2 / (2 * np.pi * np.sqrt(1 - rho**2))
         pair = np.asarray(dual.two_slope_slope_dual(up, down, rho))
         jump = np.asarray(jump / np.where(np.abs(pair) > 1e-12, pair, 1.0))
-        jump[tuple(v.index(0) for v in self.field.lags)] = 0.0
+        jump[lagging.zero(self.field.lags)] = 0.0
         return jump, np.asarray(-rho * jump)
 
     def _curvature(self, slope: Numeric, turn: float) -> tuple[np.ndarray, np.ndarray]:
@@ -378,7 +383,7 @@ class Pointwise:
         curl = powers[..., :-2] @ (np.sqrt(n[1:-1] * n[2:]) * b[2:] * b[:-2])
         pair = np.where(np.abs(pair) > 1e-12, pair, 1.0)
         bend, curl = np.asarray(bend / pair), np.asarray(curl / pair)
-        zero = tuple(v.index(0) for v in self.field.lags)
+        zero = lagging.zero(self.field.lags)
         bend[zero], curl[zero] = 0.5 * turn, 0.0
         return bend, curl
 

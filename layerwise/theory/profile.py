@@ -37,8 +37,7 @@ def in_front(profile: np.ndarray, values: np.ndarray) -> np.ndarray | None:
     if is_unknown(profile) or not np.any(np.diff(values) < 0):
         return profile
     w = marginal.weights()
-    order = np.argsort(values, kind="stable")
-    mass = np.cumsum(w[order]) - 0.5 * w[order]
+    order, mass = marginal.counted(values, w)
     out = np.empty_like(w)
     out[order] = np.interp(mass, np.cumsum(w) - 0.5 * w, profile)
     return out

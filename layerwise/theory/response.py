@@ -17,6 +17,7 @@ class Response:
 
     Attributes:
         power: Per relative covariance of the value's power with the perturbation's.
+        local: What of it is by the unit's own power, not by that of all channels.
         alignment: Per relative squared alignment of the two.
         unit: Per excess over 1 of ``E[x^2 dx^2] / E[x^2] E[dx^2]`` in one unit.
         bend: ``(*lags,)``, of the slope s of the activation in front, at a pair of
@@ -25,6 +26,7 @@ class Response:
     """
 
     power: float = 0.0
+    local: float = 0.0
     alignment: float = 0.0
     unit: float = 0.0
     bend: Any = 0.0
@@ -36,7 +38,14 @@ class Response:
         return not any(np.any(v) for v in self._values())
 
     def _values(self) -> tuple[Any, ...]:
-        return self.power, self.alignment, self.unit, self.bend, self.curl
+        return (
+            self.power,
+            self.local,
+            self.alignment,
+            self.unit,
+            self.bend,
+            self.curl,
+        )
 
     def scaled(self, share: float) -> "Response":
         """Returns the response to a term that makes up `share` of the value."""

@@ -99,7 +99,7 @@ class Field:
     @property
     def second(self) -> np.ndarray:
         """``(*positions,)``: scaled second moments."""
-        return np.asarray(self.table[(0, *(v.index(0) for v in self.lags))])
+        return np.asarray(self.table[(0, *lagging.zero(self.lags))])
 
     @property
     def spreads(self) -> np.ndarray:
@@ -111,7 +111,7 @@ class Field:
         """The spread of single positions."""
         if np.ndim(self.spread) == 0:
             return float(self.spread)
-        return float(self.spreads[tuple(v.index(0) for v in self.lags)])
+        return float(self.spreads[lagging.zero(self.lags)])
 
     @property
     def factors(self) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +125,7 @@ class Field:
         """Mean square, size and value of a pair's correlation, each ``(*lags,)``."""
         sd = np.sqrt(np.maximum(self.second - np.square(self.mean), 0.0))
         half = lagging.half(self.lags)
-        covariance = self.table[0][-len(half[0]) :] if half else self.table[0]
+        covariance = lagging.half_of(self.table, self.lags)[0]
         if np.any(self.mean):
             covariance = covariance - lagging.pairs_of(self.mean, half)
         rho = covariance * lagging.pairs_of(inverse(sd), half)
@@ -156,7 +156,7 @@ class Field:
             joint=cut(self.joint),
             through=cut(self.through),
             spread=self.own_spread,
-            response=self.response.single(tuple(v.index(0) for v in self.lags)),
+            response=self.response.single(lagging.zero(self.lags)),
         )
 
     def replace(self, **changes: object) -> "Field":
@@ -331,5 +331,5 @@ def white(
     """Returns the field of independent zero-mean entries of given second moments."""
     lags = tuple(lagging.lag_values(n, level) for n in sizes)
     table = np.zeros((classes, *map(len, lags), *sizes))
-    table[(0, *(v.index(0) for v in lags))] = second
+    table[(0, *lagging.zero(lags))] = second
     return Field(np.zeros(sizes), table, lags, symmetric=True)

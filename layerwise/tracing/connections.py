@@ -79,6 +79,18 @@ class Axis:
         return out
 
     @property
+    def step(self) -> float:
+        """Inputs between two neighbouring outputs."""
+        return self.stride / self.input_dilation
+
+    def between_taps(self, lag: int) -> np.ndarray:
+        """Returns the lag of every pair of inputs, read by outputs p and p + `lag`."""
+        n = max(self.n_outputs - abs(lag), 0)
+        first, second = self.sources[:n, :, None], self.sources[abs(lag) :, None, :]
+        apart = (second - first)[(first >= 0) & (second >= 0)]
+        return apart if lag >= 0 else -apart
+
+    @property
     def connections(self) -> int:
         """Number of (output, input) pairs that a tap connects."""
         return int(np.count_nonzero(self.sources >= 0))

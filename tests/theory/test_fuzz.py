@@ -131,6 +131,24 @@ FOUND = {
         inputs="positive",
         size=5,
     ),
+    # A maximum of mish(u) - u is where u is least: values out of order.
+    "a maximum of what does not rise": Architecture(
+        ("subtract:2", "max_overlap", "reversed"),
+        act="mish",
+        width=12,
+        gain=1.0,
+        head="first",
+        inputs="tokens",
+        size=3,
+    ),
+    # Most taps of a dilated convolution on a small map read padding.
+    "few taps on a small map": Architecture(
+        ("dilated", "average"), act="square", gain=2.0, inputs="offset", size=4, rank=3
+    ),
+    # What all channels do together counts little for one, alone in its group.
+    "a separable convolution": Architecture(
+        ("separable",), "square", 24, 1.0, "map", "sparse", size=4, rank=1, batch=1
+    ),
     # What a maximum chose has large gains, whatever stands between.
     "gains behind a maximum": Architecture(
         ("gains",), "square", 24, 1.0, "max", size=3, rank=1

@@ -96,7 +96,7 @@ class Convolution:
         if source in ctx.data:
             spread, powers = _spread_of_data(ctx, source, axes, got.lags)
         else:
-            spread, powers = fluctuation.contracted(state, *_taps(axes), got.lags), None
+            spread, powers = fluctuation.contracted(state, axes, got.lags), None
         got = got.replace(
             weights=float(fan * taps),
             spread=spread,
@@ -104,7 +104,7 @@ class Convolution:
             shape=_law_of_sum(ctx, pattern, source, state, axes, fan * taps),
         )
         if fan < state.channels:
-            apart = fluctuation.between_groups(state, _taps(axes)[0], fan)
+            apart = fluctuation.between_groups(state, axes, fan)
             got = got.replace(shape=fluctuation.mixed(got.shape, apart))
         out = _output(state, tuple(roles), channels, got)
         return _graded(out, pattern, fan)
@@ -152,15 +152,14 @@ def _pulled(
     pull = functools.partial(
         fluctuation.pulled_through,
         state=value,
-        taps=_taps(axes)[0],
-        steps=_taps(axes)[1],
+        axes=axes,
         channels=channels,
         coherent=cotangent.coherent,
     )
     response, own = pull(ct)
     if not ctx.white:
         return response, own, 0.0
-    zero = tuple(v.index(0) for v in ct.lags)
+    zero = lagging.zero(ct.lags)
     response, apart = pull(ct.replace(response=ct.response.apart(zero)))
     return response, apart, abs(own - apart)
 
@@ -181,12 +180,6 @@ def _around(ctx: RuleContext, value: int, axes: Sequence[Axis]) -> State:
         held = {v for d in near for v in (d, 2 * d) if abs(v) < a.size}
         lags.append(tuple(sorted(held)))
     return data.state(ctx, value, tuple(lags))
-
-
-def _taps(axes: Sequence[Axis]) -> tuple[fluctuation.Taps, list[float]]:
-    """Taps of each axis, and positions of the input between two outputs."""
-    taps = [(a.taps, a.kernel_dilation / a.input_dilation) for a in axes]
-    return taps, [a.stride / a.input_dilation for a in axes]
 
 
 def _spread_of_data(
@@ -326,7 +319,7 @@ class Product:
             comb=got.comb,
             weights=float(fan),
             spread=fluctuation.contracted(
-                state, *_ones(state), got.lags, fixed=node.inputs[0] in ctx.data
+                state, _ones(state), got.lags, fixed=node.inputs[0] in ctx.data
             ),
             powers=state.parts[0][1].powers if node.inputs[0] in ctx.data else None,
             shape=_law_of_sum(ctx, pattern, node.inputs[0], state, (), fan),
@@ -353,7 +346,7 @@ class Product:
         ct = cotangent.average()
         whole = ctx.state_of(node.inputs[0])
         response, own = fluctuation.pulled_through(
-            ct, whole, *_ones(whole), whole.channels
+            ct, whole, _ones(whole), whole.channels
         )
         got = ct.scaled_safe(pattern.second * fan * fluctuation.checked(own))
         field = got.replace(joint=None, response=response)
@@ -455,10 +448,9 @@ def _summed(values: np.ndarray, axes: Sequence[Axis] | None, first: int) -> np.n
     return values
 
 
-def _ones(state: State) -> tuple[fluctuation.Taps, list[float]]:
-    """The taps of a matrix product: one position each."""
-    rank = state.parts[0][1].rank
-    return [(1, 1.0)] * rank, [1.0] * rank
+def _ones(state: State) -> list[Axis]:
+    """The axes of a matrix product, which reads one position each."""
+    return [Axis(size=n, taps=1) for n in state.parts[0][1].sizes]
 
 
 def _geometry(

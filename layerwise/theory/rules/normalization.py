@@ -68,7 +68,7 @@ def _extent(ctx: RuleContext, node: Node, state: State) -> Extent:
 def _row_sums(table: np.ndarray, field: Field, extent: Extent) -> np.ndarray:
     """Sum of the pair table over the partners within one channel's set."""
     if not extent.positions:
-        return np.asarray(table[(0, *(v.index(0) for v in field.lags))])
+        return np.asarray(table[(0, *lagging.zero(field.lags))])
     sums = lagging.row_sums(table, field.lags, field.combs) if field.rank else table
     total = sums[0]
     if extent.examples > 1:
@@ -113,7 +113,7 @@ def _statistics(
     centred = table
     if found.centred:
         centred = _centre(field, table, extent, cross)
-    at = (0, *(v.index(0) for v in field.lags))
+    at = (0, *lagging.zero(field.lags))
     diagonal = np.asarray(np.maximum(centred[at], 0.0))
     if not extent.positions:
         freedom = 2.0 * (extent.channels - found.centred) / _peakedness(found, field)

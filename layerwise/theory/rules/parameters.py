@@ -112,9 +112,9 @@ def add_parameter(ctx: RuleContext, node: Node, state: State, sign: float) -> St
         spread = (second - mean**2) * unit
         table = table + mean**2 * unit * inside
         if by_position:
-            table[(0, *(v.index(0) for v in f.lags))] += spread
+            table[(0, *lagging.zero(f.lags))] += spread
             if f.table.shape[0] == 2:
-                table[(1, *(v.index(0) for v in f.lags))] += spread
+                table[(1, *lagging.zero(f.lags))] += spread
         else:
             table = table + spread * inside
         keeps = f.symmetric and mean == 0.0

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import ndtri
 
-from layerwise.moments.activations import cached_float64
+from layerwise.moments.activations import Numeric, cached_float64
 from layerwise.theory import fluctuation, lags as lagging, marginal
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
@@ -121,9 +121,7 @@ class _Pool:
     @property
     def unevenness(self) -> float:
         """How much the correlation of neighbours differs over the map (sd)."""
-        near = tuple(
-            slice(max(v.index(0) - 1, 0), v.index(0) + 2) for v in self.field.lags
-        )
+        near = tuple(slice(max(i - 1, 0), i + 2) for i in lagging.zero(self.field.lags))
         rho, inside = self.rho[0][near], self.inside[near]
         over = tuple(range(-len(self.axes), 0))
         count = np.maximum(inside.sum(axis=over), 1)
@@ -147,9 +145,8 @@ class _Pool:
             found[tuple(bool(v) for v in np.ravel(keep))] = mask
         return found
 
-    def per_output(self, function: object) -> np.ndarray:
+    def per_output(self, function: Numeric) -> np.ndarray:
         """Returns E[function(z of the maximum)] at every output."""
-        assert callable(function)
         out = np.zeros(self.counts.shape)
         for keep, mask in self.kept().items():
             out[mask] = self.window.expect(function, np.array(keep))
@@ -173,7 +170,7 @@ class _Pool:
         table = lead / max(typical, 1e-300) * spread * lagging.shifted(spread, lags)
         table = table + mean * lagging.shifted(mean, lags)
         table = table * lagging.inside(lags, second.shape)
-        table[(0, *(v.index(0) for v in lags))] = second
+        table[(0, *lagging.zero(lags))] = second
         z = marginal.nodes()
         u = np.clip(np.cumsum(marginal.weights()), 1e-12, 1 - 1e-12)
         # The maximum's law: that of independent entries, at the effective number.
@@ -284,9 +281,9 @@ class MaxPool:
             )
             got = _scatter(pool, ct, 1.0 / pool.counts)
             if before is not None and before.name == "pointwise":
-                slope = cached_float64(before.data)[1]
                 source = ctx.state_of(before.inputs[0]).parts[i][1]
-                active = pool.per_output(_squared_slope(slope, source))
+                squared = _squared_slope(*cached_float64(before.data), source)
+                active = pool.per_output(squared)
                 through = _scatter(pool, ct, active / pool.counts)
                 got = got.replace(through=through.rescaled(got.log_scale).table)
             parts.append((n, got))
@@ -303,18 +300,26 @@ class MaxPool:
         ]
 
 
-def _squared_slope(slope: object, source: Field) -> object:
-    assert callable(slope)
+def _squared_slope(phi: Numeric, slope: Numeric, source: Field) -> Numeric:
+    """Returns a function's squared slope by the z of its value.
+
+    That z counts the values of phi in order, which is x's own order where phi rises.
+    """
     with np.errstate(over="ignore", under="ignore"):
         unit = float(np.exp(0.5 * source.log_scale))
     mean = float(source.mean.mean()) * unit
     var = float(np.mean(source.second - source.mean**2))
     sd = math.sqrt(max(var, 0.0)) * unit
     nodes, shape = marginal.nodes(), source.shape
+    x = mean + sd * (nodes if shape is None else shape)
+    if np.any(np.diff(phi(x)) < 0):
+        order, mass = marginal.counted(phi(x), marginal.weights())
+        squares = np.square(slope(x[order]))
+        return lambda z: np.interp(z, ndtri(mass), squares)
 
     def function(z: np.ndarray) -> np.ndarray:
-        x = z if shape is None else np.interp(z, nodes, shape)
-        return np.square(slope(mean + sd * x))
+        own = z if shape is None else np.interp(z, nodes, shape)
+        return np.square(slope(mean + sd * own))
 
     return function
 
@@ -331,10 +336,10 @@ def _scatter(pool: _Pool, ct: Field, share: np.ndarray) -> Field:
     lags = tuple(lagging.lag_values(n, ctx.level) for n in sizes)
     # Entries of two windows: taken for independent choices.
     pair = ct.table * share * lagging.shifted(share, ct.lags)
-    pair[(0, *(v.index(0) for v in ct.lags))] = 0.0
+    pair[(0, *lagging.zero(ct.lags))] = 0.0
     both = _meeting(pool, ct, share * pool.counts) if np.any(pair) else 0.0
     table = np.zeros((len(ct.table), *map(len, lags), *sizes))
-    zero = (0, *(v.index(0) for v in lags))
+    zero = (0, *lagging.zero(lags))
     if np.any(pair) and not ctx.single_back:
         field = Field(np.zeros(ct.sizes), pair, ct.lags, 0.0, comb=ct.comb)
         for a in range(len(axes)):

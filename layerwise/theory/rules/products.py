@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from layerwise.theory import data, marginal, profile as profiles
+from layerwise.theory import data, lags as lagging, marginal, profile as profiles
 from layerwise.theory.context import Node, RuleContext, WeightMoments
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.rules.elementwise import (
@@ -36,7 +36,7 @@ def scale_parts(state: State, array: np.ndarray, gains: Field) -> State:
         table = f.table * second
         if by_position:
             table = f.table * mean**2
-            at = (0, *(v.index(0) for v in f.lags))
+            at = (0, *lagging.zero(f.lags))
             table[at] = f.table[at] * second
         if by_example and f.table.shape[0] == 2:
             table[1] = f.table[1] * mean**2

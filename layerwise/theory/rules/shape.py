@@ -15,7 +15,7 @@ from layerwise.theory.state import Field, State
 
 def flatten(field: Field) -> Field:
     """Averages over positions: what a channel of the flattened map has."""
-    at = tuple(v.index(0) for v in field.lags)
+    at = lagging.zero(field.lags)
     diagonal = field.table[(slice(None), *at)]
     table = diagonal.reshape(len(diagonal), -1).mean(axis=1)
     spread = field.spread
@@ -40,7 +40,7 @@ def unflatten(ctx: RuleContext, flat: Field, sizes: tuple[int, ...]) -> Field:
     lags = tuple(lagging.lag_values(n, ctx.level) for n in sizes)
     table = np.zeros((len(flat.table), *map(len, lags), *sizes))
     spread = flat.table.reshape((-1,) + (1,) * len(sizes))
-    table[(slice(None), *(v.index(0) for v in lags))] = spread
+    table[(slice(None), *lagging.zero(lags))] = spread
     return Field(
         np.zeros(sizes),
         table,
