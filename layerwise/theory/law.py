@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from layerwise import _jax
-from layerwise.theory import marginal
-from layerwise.tracing import TracedModel, primitives
+from layerwise.theory import marginal, random_bits
+from layerwise.tracing import TracedModel
 from layerwise.tracing.graph import (
     Atom,
     Equation,
@@ -121,18 +121,17 @@ def of_init(init: Callable[..., PyTree], inputs: Sequence[Any]) -> Law:
     )
     flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
     known: dict[Any, Leaf] = {}
-    seen: dict[Hashable, jax.Array] = {}
     leaves = {}
     for (path, aval), atom in zip(flat, graph.outputs, strict=True):
         one = _iteration(graph, atom)
-        stacked = None if one is None else _stacked(*one, aval, seen)
+        stacked = None if one is None else _stacked(*one, aval)
         if stacked is not None:
             leaves[leaf_name(path)] = stacked
             continue
         equations = _slice(graph, atom)
         signature = (tuple(aval.shape), str(aval.dtype), _signature(graph, equations))
         if signature not in known:
-            known[signature] = _leaf(graph, atom, equations, aval, key, seen)
+            known[signature] = _leaf(graph, atom, equations, aval, key)
         leaves[leaf_name(path)] = known[signature]
     return Law(leaves, draw)
 
@@ -176,14 +175,12 @@ def _iteration(graph: Graph, atom: Atom) -> tuple[Graph, Atom] | None:
     return found
 
 
-def _stacked(
-    graph: Graph, atom: Atom, aval: Any, seen: dict[Hashable, jax.Array]
-) -> Leaf | None:
+def _stacked(graph: Graph, atom: Atom, aval: Any) -> Leaf | None:
     """Returns the law of a leaf whose rows are drawn alike, each from its own bits."""
     equations = _slice(graph, atom)
     bits = [e for e in equations if e.name == "random_bits"]
     if isinstance(atom, int) and len(bits) == 1:
-        values = _over_bits(graph, atom, equations, seen)
+        values = random_bits.grid_values(graph, atom, equations)
         return None if values is None else _integrated(values)
     made = {v for e in equations for v in e.outputs}
     if not {v for e in equations for v in e.values_in} <= made | set(graph.constants):
@@ -215,18 +212,12 @@ def _signature(graph: Graph, equations: Sequence[Equation]) -> Hashable:
             if not isinstance(a, int)
         ]
         constants = [
-            _entries(graph.constants[v]) for v in e.values_in if v in graph.constants
+            random_bits.entries(graph.constants[v])
+            for v in e.values_in
+            if v in graph.constants
         ]
         text.append((e.name, *literals, *constants))
     return tuple(text)
-
-
-def _entries(value: Any) -> Hashable:
-    """Returns what tells an array from others: a key from random.key too."""
-    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        value = jax.random.key_data(value)
-    array = np.asarray(value)
-    return array.dtype.str, array.shape, array.tobytes()
 
 
 def _leaf(
@@ -235,7 +226,6 @@ def _leaf(
     equations: list[Equation],
     aval: Any,
     key: jax.Array,
-    seen: dict[Hashable, jax.Array],
 ) -> Leaf:
     if not isinstance(atom, int):
         value = np.full(aval.shape, np.asarray(atom.val))
@@ -248,7 +238,7 @@ def _leaf(
         value = np.asarray(evaluate(part, [key])[0])
         second = float(np.mean(np.square(value, dtype=np.float64))) if size else 0.0
         return Leaf(second, 0.0, value)
-    values = _over_bits(graph, atom, equations, seen) if len(bits) == 1 else None
+    values = random_bits.grid_values(graph, atom, equations) if len(bits) == 1 else None
     drawn = values is None
     if values is None:
         part = dataclasses.replace(
@@ -258,90 +248,6 @@ def _leaf(
         run = jax.jit(lambda k: jax.lax.map(lambda one: evaluate(part, [one])[0], k))
         values = np.asarray(run(jax.random.split(key, count)), np.float64)
     return _integrated(values, values.astype(np.float32) if drawn else None)
-
-
-_POINTS = 2**16
-
-
-def _over_bits(
-    graph: Graph,
-    atom: int,
-    equations: Sequence[Equation],
-    seen: dict[Hashable, jax.Array],
-) -> np.ndarray | None:
-    """Returns the leaf's values on equally spaced random bits, or None.
-
-    `seen` holds what was computed for other leaves: most differ in a last factor only.
-    """
-    env: dict[int, Any] = dict(graph.constants)
-    known: dict[int, Hashable] = {}
-
-    def name(atom: Atom) -> Hashable:
-        if not isinstance(atom, int):
-            return repr(atom.val)
-        if atom in graph.constants:
-            return _entries(graph.constants[atom])
-        return known.get(atom, "key")
-
-    for e in equations:
-        # An operand that nothing here has made is the key that bits come from.
-        operands = [env.get(a) if isinstance(a, int) else a.val for a in e.inputs]
-        out = e.outputs[0]
-        known[out] = hash((e.name, _what(e), *map(name, e.inputs)))
-        if known[out] not in seen:
-            got = _on_grid(e, operands)
-            if got is None:
-                return None
-            if len(seen) >= _HELD:
-                seen.clear()
-            seen[known[out]] = got
-        env[out] = seen[known[out]]
-        for other in e.outputs[1:]:
-            known[other], env[other] = known[out], env[out]
-    values = np.asarray(env[atom], np.float64)
-    return values if values.size == _POINTS else None
-
-
-_HELD = 128
-_SAME_LAW = primitives.LAYOUT - {"convert_element_type"} | {"slice", "split"}
-_ALLOWED = (
-    primitives.ELEMENTWISE
-    | primitives.WRAPPERS
-    | {"bitcast_convert_type", "convert_element_type"}
-)
-
-
-def _what(equation: Equation) -> str:
-    if equation.name in _SAME_LAW or equation.name == "random_bits":
-        return ""
-    bodies = _jax.sub_jaxprs(equation.eqn)
-    return str(bodies[0]) if bodies else str(equation.params)
-
-
-def _on_grid(equation: Equation, operands: list[Any]) -> jax.Array | None:
-    """Applies one equation to arrays over the grid; None if it is not elementwise.
-
-    Entries of a leaf are independent and alike, so that a rearrangement or a part of
-    them has the law of the whole.
-    """
-    if equation.name == "random_bits":
-        if equation.params["bit_width"] != 32:
-            return None
-        grid = (np.arange(_POINTS, dtype=np.uint64) * 2 + 1) * (2**31 // _POINTS)
-        return jnp.asarray(grid.astype(np.uint32))
-    arrays = [jnp.asarray(x) for x in operands]
-    if any(np.size(x) not in (1, _POINTS) for x in arrays):
-        return None
-    if equation.name in _SAME_LAW:
-        return arrays[0]
-    if equation.name not in _ALLOWED:
-        return None
-    shape = (_POINTS,) if any(np.size(x) == _POINTS for x in arrays) else ()
-    arrays = [
-        jnp.broadcast_to(jnp.reshape(x, (-1,) if x.size > 1 else ()), shape)
-        for x in arrays
-    ]
-    return _jax.bind(equation.eqn, arrays)[0]
 
 
 def with_variances(
