@@ -175,6 +175,22 @@ class RuleContext:
     def _back(self) -> dict[tuple[bool, int], "RuleContext"]:
         return {}
 
+    def between(self, first: int, last: int) -> tuple[Node, ...]:
+        """Returns the nodes that make one value of another, if they do; else none.
+
+        With what else `last` is made of, after `first`.
+        """
+        found: dict[int, Node] = {}
+        stack, reached = [last], False
+        while stack:
+            at = stack.pop()
+            node = self.producer(at) if at > first and at not in found else None
+            if node is not None:
+                found[at] = node
+                stack.extend(node.inputs)
+                reached = reached or first in node.inputs
+        return tuple(found.values()) if reached else ()
+
     @functools.cached_property
     def _producers(self) -> Mapping[int, Equation]:
         return self.traced.graph.producers()

@@ -40,7 +40,8 @@ def excess(field: Field) -> float:
     """Returns E[x^4]/E[x^2]^2 - 1 of one entry: 2 if normal, 5 behind ReLU."""
     x, w = _typical(field), marginal.weights()
     second = float(w @ x**2)
-    return float(w @ x**4) / second**2 - 1.0 if second > 0 else 0.0
+    peaked = float(w @ x**4) / second**2 if second > 0 else 1.0
+    return peaked * (1.0 + field.mixture) - 1.0
 
 
 def _typical(field: Field) -> np.ndarray:
@@ -121,6 +122,36 @@ def contracted(
         matrix = _over_pairs(field.lags[a], lags[a], axis)
         out = np.moveaxis(np.tensordot(out, matrix, (a, 1)), -1, a)
     return np.asarray(out)
+
+
+def beside_own_branch(
+    skipped: State, branch: Field, skip: Field, neighbours: bool
+) -> float:
+    """Returns the relative variance, unit by unit, of a value plus a function of it.
+
+    A unit is one of those that its own branch reads, and where it is large so is what
+    is added to it, which is of random sign.
+
+    Args:
+        skipped: The value.
+        branch: What is made of it, behind fresh weights.
+        skip: The part of the value that it is added to.
+        neighbours: Whether the branch reads more positions than one.
+    """
+    alike = correlation_of_squares(skip)
+    if neighbours:
+        near = (slice(max(i - 1, 0), i + 2) for i in lagging.zero(skip.lags))
+        together = float(np.mean(alike[tuple(near)]))
+    else:
+        together = 1.0
+    mine, theirs = (
+        float(np.mean(f.second)) * float(np.exp(min(f.log_scale - top, 0.0)))
+        for top in [max(skip.log_scale, branch.log_scale)]
+        for f in (skip, branch)
+    )
+    total = (mine + theirs) ** 2
+    own = 2.0 * mine * theirs / total if total > 0 else 0.0
+    return own * excess(skip) * together / skipped.channels
 
 
 def between_groups(state: State, axes: Sequence[Axis], channels: int) -> float:

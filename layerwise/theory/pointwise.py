@@ -30,7 +30,7 @@ from layerwise.theory.marginal import (
     standardize,
     weights,
 )
-from layerwise.theory.response import Response
+from layerwise.theory.response import Response, log_normal
 from layerwise.theory.state import Field
 
 
@@ -205,15 +205,26 @@ class Pointwise:
         """
         mean, second, table = self.pairs(self.values(function) * factor)
         factors, chances = self.field.factors
+        units, odds = log_normal(self.field.mixture)
         own = self.field.own_spread
         if self.field.powers is not None:
             own = float(np.var(factors))
-        if len(factors) == 1 or not own > 0:
+        if len(factors) == len(units) == 1:
             return mean, table, 0.0, 0.0
         w = weights()
-        values = [self.values(function, t) * factor for t in factors]
-        mean = self.expand(np.tensordot(chances, np.stack(values) @ w, (0, 0)))
-        each = np.stack([self.expand(np.square(v) @ w) for v in values])
+
+        def over_units(t: float) -> tuple[np.ndarray, np.ndarray]:
+            values = [self.values(function, t * u) * factor for u in units]
+            both = (
+                np.tensordot(odds, np.stack([v**power @ w for v in values]), (0, 0))
+                for power in (1, 2)
+            )
+            first, square = (self.expand(v) for v in both)
+            return first, square
+
+        firsts, squares = zip(*map(over_units, factors), strict=True)
+        mean = np.tensordot(chances, np.stack(firsts), (0, 0))
+        each = np.stack(squares)
         full = np.tensordot(chances, each, (0, 0))
         with np.errstate(divide="ignore", invalid="ignore"):
             gain = np.where(second > 0, full / np.where(second > 0, second, 1.0), 1.0)
@@ -224,7 +235,7 @@ class Pointwise:
         if not top > 0:
             return mean, table, 0.0, 0.0
         after = float(chances @ np.square(totals / top)) - 1.0
-        spread = self.field.spreads * (after / own)
+        spread = self.field.spreads * (after / own) if own > 0 else 0.0
         return mean, table, spread, float(np.log(top / np.mean(second)))
 
     def pull_back(

@@ -283,7 +283,7 @@ def _alike(a: State | Field, b: State | Field, but: Sequence[str]) -> bool:
 def _field_shift(
     f: Field, g: Field, share: float, steady: bool, compared: _Compared
 ) -> _Match | None:
-    if not _alike(f, g, (*_OWN_FIELD, "spread") if steady else _OWN_FIELD):
+    if not _alike(f, g, (*_OWN_FIELD, "spread", "mixture") if steady else _OWN_FIELD):
         return None
     if f.response is not g.response and not (f.response.is_zero and g.response.is_zero):
         return None

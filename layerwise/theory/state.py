@@ -58,6 +58,8 @@ class Field:
             one channel has no more degrees of freedom than these.
         spread: ``(*lags,)``: relative covariance of the second moments of a pair of
             positions, over networks and examples; 0.0 for none.
+        mixture: The same of the second moments of one unit and another, given all that
+            is the same for both.
         powers: Equally likely factors of the second moments, of mean 1, where their
             law over the examples is known; None where it is taken for log-normal.
         response: Cotangents only: what they gain by such fluctuations of the value.
@@ -77,6 +79,7 @@ class Field:
     through: Any = None
     weights: float = np.inf
     spread: Any = 0.0
+    mixture: float = 0.0
     powers: np.ndarray | None = None
     response: Response = NO_RESPONSE
     profile: np.ndarray | None = None

@@ -145,6 +145,16 @@ FOUND = {
     "few taps on a small map": Architecture(
         ("dilated", "average"), act="square", gain=2.0, inputs="offset", size=4, rank=3
     ),
+    # A unit is one of the few that its own branch reads: both are large together.
+    "a narrow value plus its own branch": Architecture(
+        ("scan", "gate_with:3", "gate_with:2"),
+        act="sin",
+        width=12,
+        gain=1.0,
+        head="map",
+        inputs="photo",
+        size=4,
+    ),
     # What all channels do together counts little for one, alone in its group.
     "a separable convolution": Architecture(
         ("separable",), "square", 24, 1.0, "map", "sparse", size=4, rank=1, batch=1

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from layerwise.moments.activations import Numeric, cached_float64, two_slopes
-from layerwise.theory import lags as lagging, marginal, pointwise, profile as profiles
+from layerwise.theory import (
+    fluctuation,
+    lags as lagging,
+    marginal,
+    pointwise,
+    profile as profiles,
+)
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.response import Response
@@ -229,6 +235,7 @@ def add_fields(f: Field, g: Field, sign: float = 1.0) -> Field:
         comb=tuple(int(np.gcd(x, y)) for x, y in zip(f.combs, g.combs, strict=True)),
         weights=f.weights + g.weights,
         spread=common(shares, [f.spread, g.spread]),
+        mixture=shares[0] ** 2 * f.mixture + shares[1] ** 2 * g.mixture,
         response=Response.average([f.response, g.response], shares),
         profile=average_profile([f.profile, g.profile], shares),
     ).normalized()
@@ -261,6 +268,7 @@ class Sum:
             parts = _collected(ctx, terms)
         else:
             parts = tuple((n, add_fields(f, g, sign)) for n, f, g in aligned(a, b))
+            parts = _with_own_branch(ctx, node, states, parts)
         return State(
             a.axes,
             parts,
@@ -292,6 +300,27 @@ class Sum:
             _of_term(fit_parts(ct, s), s, out)
             for ct, s in zip(back, states, strict=True)
         ]
+
+
+def _with_own_branch(
+    ctx: RuleContext,
+    node: Node,
+    states: Sequence[State],
+    sums: tuple[tuple[int, Field], ...],
+) -> tuple[tuple[int, Field], ...]:
+    """Returns sums of a value and a function of it, each unit's law a mixture."""
+    for skip, branch in ((0, 1), (1, 0)):
+        between = ctx.between(node.inputs[skip], node.inputs[branch])
+        if between:
+            wide = any(n.name == "conv_general_dilated" for n in between)
+            parts = []
+            for (n, total), (_, *both) in zip(sums, aligned(*states), strict=True):
+                own = fluctuation.beside_own_branch(
+                    states[skip], both[branch], both[skip], wide
+                )
+                parts.append((n, total.replace(mixture=total.mixture + own)))
+            return tuple(parts)
+    return sums
 
 
 def _given_term(
