@@ -338,12 +338,13 @@ class Pointwise:
         fluctuation.checked(gain)
         # Positive as they should be, beyond the first order too.
         whole = np.exp(-np.clip(gain, -1.0, 1.0))
+        bend, curl = self._curvature(slope, local.turn)
         return float(gain), Response(
-            float(whole * (local.gradient_growth + after.power * local.growth)),
-            float(whole * local.gradient_growth),
-            float(whole * after.alignment * local.keeping),
-            0.0,
-            *self._curvature(slope, local.turn),
+            power=float(whole * (local.gradient_growth + after.power * local.growth)),
+            local=float(whole * local.gradient_growth),
+            alignment=float(whole * after.alignment * local.keeping),
+            bend=bend,
+            curl=curl,
         )
 
     def _at_zero(

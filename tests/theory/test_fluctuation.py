@@ -12,7 +12,8 @@ import layerwise as lw
 from layerwise.theory import fluctuation, pointwise
 from layerwise.theory.predict import predict
 from layerwise.theory.response import NO_RESPONSE, Response, log_normal
-from layerwise.theory.state import Field
+from layerwise.theory.state import Field, State
+from layerwise.tracing.connections import Axis
 from tests.theory.architectures import draw, example
 from tests.theory.ensemble import measure, misses
 from tests.theory.operations import Random
@@ -120,8 +121,50 @@ def test_log_normal_has_its_moments():
     assert chances @ factors**2 == pytest.approx(1.7, rel=1e-3)
 
 
+def test_a_unit_is_large_where_its_own_branch_is(key):
+    """x + W sin x at 6 channels: E[sin^2] of the sum, by drawing x and W."""
+    n, draws = 6, 400_000
+    keys = jax.random.split(key)
+    x, z = (np.asarray(jax.random.normal(k, (draws, n)), np.float64) for k in keys)
+    q = np.mean(np.sin(x) ** 2, axis=1, keepdims=True)
+    h = x + np.sqrt(q) * z
+    drawn = np.mean(np.sin(h) ** 2, axis=1)
+
+    def model(params, x):
+        x = x @ params["first"]
+        return jnp.sin(x + jnp.sin(x) @ params["branch"]) @ params["last"]
+
+    shapes = {name: Random((n, n), 1.0 / n) for name in ("first", "branch", "last")}
+    got = predict(model, example(shapes), jnp.ones((1, n)), draws=0)
+    last = max(i for i, s in enumerate(got.sites) if s.kind == "u")
+    off = got.second["forward"][last] - drawn.mean()
+    sem = drawn.std() / np.sqrt(draws)
+    stated = got.tolerance["forward"][last] * drawn.mean()
+    assert abs(off) < 5 * sem + stated
+    assert stated < 0.02
+    # As normal as if the branch read other units, it would be further off than that.
+    e, w = np.polynomial.hermite_e.hermegauss(60)
+    apart = w @ np.sin(np.sqrt(1 + q.mean()) * e) ** 2 / w.sum()
+    assert apart - drawn.mean() > 5 * sem + 1.5 * stated
+
+
+def test_taps_on_padding_average_nothing():
+    """Two positions, taps two apart: each output reads one, whatever the kernel."""
+    field = Field(np.zeros(2), np.array([[[0.0, 0.5], [1.0, 1.0], [0.5, 0.0]]]), LAGS)
+    state = State(("b", "s", "c"), ((8, field.replace(symmetric=True)),))
+    axis = Axis(2, 3, pad=(2, 2), kernel_dilation=2)
+    spread = fluctuation.contracted(state, [axis], LAGS)
+    assert spread[1] == pytest.approx(2 / 8)
+    assert spread[2] == pytest.approx(2 / 8 * 0.5**2)
+    inside = fluctuation.contracted(state, [Axis(2, 2)], ((0,),))
+    assert inside[0] == pytest.approx(2 / 8 * (1 + 0.5**2) / 2)
+
+
+LAGS = ((-1, 0, 1),)
+
+
 def test_responses_average_and_scale():
-    a, b = Response(1.0, 2.0, 3.0), Response(3.0, 2.0, 1.0)
+    a, b = (Response(power=p, alignment=2.0, unit=4.0 - p) for p in (1.0, 3.0))
     mean = Response.average([a, b], [0.5, 0.5])
     assert (mean.power, mean.alignment, mean.unit) == (2.0, 2.0, 2.0)
     assert a.scaled(0.0).is_zero

@@ -156,6 +156,15 @@ def test_axis_counts_what_a_convolution_of_ones_sums(n, k, d, e, lo, hi):
         one_to_one[np.arange(axis.n_outputs)[outputs], np.arange(n)[inputs]] = 1.0
         by_run += one_to_one
     assert np.array_equal(by_run, axis.reach)
+    for lag in range(-3, 4):
+        pairs = [
+            int(j - i)
+            for p in range(axis.n_outputs)
+            if 0 <= p + lag < axis.n_outputs
+            for i in np.flatnonzero(axis.reach[p])
+            for j in np.flatnonzero(axis.reach[p + lag])
+        ]
+        assert sorted(axis.between_taps(lag)) == sorted(pairs)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 56, 224])
