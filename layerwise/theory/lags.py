@@ -92,32 +92,50 @@ def at_lag(
         lags: The lags of each axis.
         axis: Number of the spatial axis.
         lag: Any lag; interpolated linearly where it is not held.
-        comb: Lags that are no multiple of it are known to be zero.
+        comb: See `around`.
     """
     held, rank = lags[axis], len(lags)
     where = 1 + axis  # of the lag axis
     size = table.shape[1 + rank + axis]
-    shape = table.shape[:where] + table.shape[where + 1 :]
-    if abs(lag) >= size or lag % comb:
-        return np.zeros(shape)
-    if lag in held:
-        return np.take(table, held.index(lag), axis=where)
-    sign = 1 if lag > 0 else -1
-    short = sign * max(v for v in map(abs, held) if v < abs(lag) and v % comb == 0)
-    longer = [v for v in map(abs, held) if v > abs(lag) and v % comb == 0]
-    near = np.take(table, held.index(short), axis=where)
-    ones = [1] * near.ndim
+    if abs(lag) >= size:
+        return np.zeros(table.shape[:where] + table.shape[where + 1 :])
+    found = around(held, lag, comb)
+    if found is None:
+        return np.zeros(table.shape[:where] + table.shape[where + 1 :])
+    near, far, weight = found
+    at_near = np.take(table, held.index(near), axis=where)
+    if near == lag:
+        return at_near
+    ones = [1] * at_near.ndim
     ones[rank + axis] = size
     inside = _valid(size, lag).reshape(ones)
-    if not longer:
-        return near * inside
-    long = sign * min(longer)
-    weight = (lag - short) / (long - short)
-    far = np.take(table, held.index(long), axis=where)
+    if near == far:
+        return at_near * inside
+    at_far = np.take(table, held.index(far), axis=where)
     blend = np.where(
-        _valid(size, long).reshape(ones), (1 - weight) * near + weight * far, near
+        _valid(size, far).reshape(ones),
+        (1 - weight) * at_near + weight * at_far,
+        at_near,
     )
     return blend * inside
+
+
+def around(held: tuple[int, ...], lag: int, comb: int) -> tuple[int, int, float] | None:
+    """Returns the held lags that one is interpolated between, and the far one's weight.
+
+    Behind a step of `comb` between inputs, positions correlate at its multiples alone:
+    what is held there says nothing of other lags, nor the other way. None where only
+    such are held: nothing correlates at that lag.
+    """
+    kind, sign = math.gcd(lag, comb), 1 if lag > 0 else -1
+    alike = [v for v in held if v * sign >= 0 and math.gcd(v, comb) == kind]
+    short = [v for v in alike if abs(v) <= abs(lag)]
+    long = [v for v in alike if abs(v) >= abs(lag)]
+    if not alike:
+        return None
+    near = max(short, key=abs) if short else min(long, key=abs)
+    far = min(long, key=abs) if long else near
+    return near, far, 0.0 if near == far else (lag - near) / (far - near)
 
 
 def to_pairs(

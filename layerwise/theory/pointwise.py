@@ -175,7 +175,9 @@ class Pointwise:
             table = self._whole(table * lagging.pairs_of(sd, self.lags))
             mean = 0.5 * (up - down) * np.sqrt(2 / np.pi) * sd
             shape = of_two_slopes(up, down)
-            return Field(mean, table, f.lags, f.log_scale, shape, spread=f.spread)
+            return Field(
+                mean, table, f.lags, f.log_scale, shape, comb=f.comb, spread=f.spread
+            )
         if slopes is not None:  # one factor on all of a network scales out
             mean, _, table = self.pairs(self.values(phi))
             spread = f.spread
@@ -187,7 +189,9 @@ class Pointwise:
             np.allclose(mean, 0.0, atol=1e-9 * np.sqrt(np.abs(table).max() + 1e-300))
         )
         table = self._whole(table)
-        out = Field(mean, table, f.lags, 0.0, shape, symmetric=odd, spread=spread)
+        out = Field(
+            mean, table, f.lags, 0.0, shape, symmetric=odd, comb=f.comb, spread=spread
+        )
         return out.normalized()
 
     def averaged(

@@ -49,7 +49,8 @@ class Field:
         shape: Standardized marginal law as a non-decreasing function of a standard
             normal, on the nodes of `layerwise.theory.marginal`; None is normal.
         symmetric: Whether the law is that of its negative (fresh zero-mean weights).
-        comb: Per axis: pairs at lags that are no multiple of it are uncorrelated.
+        comb: Per axis: pairs at lags that are no multiple of it have nothing to do with
+            those that are; they come from inputs that are not `comb` apart.
         joint: Cotangents only: ``E[ct ct' x x']`` with the values x where they stand,
             as a table like `table`; None where they are independent of each other.
         through: Cotangents only: the table behind the activation that made the value,
@@ -315,6 +316,19 @@ def mix(fields: Sequence[Field], weights: Sequence[float]) -> Field:
         spread=common(shares, [f.spread for f, _ in at]),
         response=Response.average([f.response for f, _ in at], shares),
         profile=average_profile([f.profile for f, _ in at], shares),
+    )
+
+
+UNLIKE_COMBS = 0.05
+"""Pairs interpolated where one of two maps correlates at multiples of a lag alone."""
+
+
+def comb_error(fields: Sequence[Field]) -> float:
+    """Returns how far off, as a logarithm, pairs of a sum or average are for that."""
+    first = fields[0]
+    alike = all(f.combs == first.combs for f in fields)
+    return (
+        0.0 if alike or lagging.is_complete(first.lags, first.sizes) else UNLIKE_COMBS
     )
 
 

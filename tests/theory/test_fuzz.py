@@ -145,6 +145,10 @@ FOUND = {
     "few taps on a small map": Architecture(
         ("dilated", "average"), act="square", gain=2.0, inputs="offset", size=4, rank=3
     ),
+    # Every other position behind a transposed convolution has the same taps.
+    "a transposed convolution on a long map": Architecture(
+        ("bias", "cat:3", "transposed"), "gelu", 24, inputs="tokens", size=5, rank=1
+    ),
     # A unit is one of the few that its own branch reads: both are large together.
     "a narrow value plus its own branch": Architecture(
         ("scan", "gate_with:3", "gate_with:2"),

@@ -56,3 +56,17 @@ def test_half_of_the_lags_say_the_other_half(case):
     first = len(lags[0]) - len(kept[0]) if lags else 0
     half = table[:, first:] if lags else table
     np.testing.assert_array_equal(lagging.whole(half, lags), table)
+
+
+@given(st.sampled_from([1, 2, 4]), st.integers(17, 40))
+def test_lags_between_are_read_off_their_own_kind(comb, size):
+    """Pairs that are a multiple of `comb` apart are alike, and so are the others."""
+    held = lagging.lag_values(size)
+    kinds = {v: 1.0 / (1 + np.gcd(v, comb)) for v in range(1 - size, size)}
+    p = np.arange(size)
+    inside = [(p + v >= 0) & (p + v < size) for v in held]
+    table = np.stack([kinds[v] * there for v, there in zip(held, inside, strict=True)])
+    for lag, value in kinds.items():
+        got = lagging.at_lag(table[None], [held], 0, lag, comb)[0]
+        there = (p + lag >= 0) & (p + lag < size)
+        np.testing.assert_allclose(got, value * there, atol=1e-12)

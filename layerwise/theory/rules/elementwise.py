@@ -25,6 +25,7 @@ from layerwise.theory.state import (
     Grade,
     State,
     average_profile,
+    comb_error,
     common,
     mix,
 )
@@ -279,7 +280,8 @@ class Sum:
             tuple(terms.items()) if len(terms) <= 64 else (),
             tolerance=max(a.tolerance, b.tolerance)
             + (0.0 if any(zero_mean) else MEANS),
-            pair_tolerance=max(a.pair_tolerance, b.pair_tolerance),
+            pair_tolerance=max(a.pair_tolerance, b.pair_tolerance)
+            + comb_error([f for s in (a, b) for _, f in s.parts]),
         )
 
     @staticmethod

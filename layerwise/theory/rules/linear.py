@@ -19,7 +19,7 @@ import numpy as np
 from layerwise.theory import data, few_weights, fluctuation, lags as lagging
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
-from layerwise.theory.state import Field, Grade, State
+from layerwise.theory.state import Field, Grade, State, comb_error
 from layerwise.theory.weights import Pattern
 from layerwise.tracing.connections import Axis, conv_axes
 
@@ -275,7 +275,7 @@ def _output(state: State, axes: tuple[str, ...], channels: int, field: Field) ->
         grade=state.grade,
         sources=state.sources,
         tolerance=state.tolerance,
-        pair_tolerance=state.pair_tolerance,
+        pair_tolerance=state.pair_tolerance + comb_error([f for _, f in state.parts]),
     )
 
 

@@ -51,7 +51,6 @@ def _add_constant(
             table=f.table + cross + g.table,
             shape=_law_of_sum(f, flip, g.shape, _variance(g)),
             symmetric=False,
-            comb=(),
         )
         parts.append((n, got))
     return dataclasses.replace(state, parts=tuple(parts), terms=())
@@ -125,7 +124,6 @@ def add_parameter(ctx: RuleContext, node: Node, state: State, sign: float) -> St
                 f, flip, marginal.signed(moments.shape, sign * flip), spread
             ),
             symmetric=keeps,
-            comb=(),
         )
         parts.append((n, _diluted(f, got)))
     return dataclasses.replace(state, parts=tuple(parts), terms=())

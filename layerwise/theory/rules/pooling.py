@@ -107,15 +107,12 @@ class _Pool:
             return 1.0
         values = self.averages[which]
         for a, held in enumerate(self.field.lags):
-            if lag[a] % self.field.combs[a]:
+            found = lagging.around(held, lag[a], self.field.combs[a])
+            if found is None:
                 return 0.0
-            at = np.array(held, float)
-            i = int(
-                np.clip(np.searchsorted(at, lag[a], side="right") - 1, 0, len(at) - 1)
-            )
-            j = min(i + 1, len(at) - 1)
-            w = 0.0 if j == i else (lag[a] - at[i]) / (at[j] - at[i])
-            values = (1 - w) * values[i] + w * values[j]
+            near, far, weight = found
+            at_near, at_far = (values[held.index(v)] for v in (near, far))
+            values = (1 - weight) * at_near + weight * at_far
         return float(values)
 
     @property
