@@ -20,7 +20,7 @@ from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.law import Law
 from layerwise.theory.plan import Planner
 from layerwise.theory.reach import EVERYTHING, Reach, why, without_rule
-from layerwise.theory.registry import NoSoundRule
+from layerwise.theory.refusal import NoSoundRule, check_numbers
 from layerwise.theory.repeats import Repeats
 from layerwise.theory.resolution import (
     DENSE_BUDGET,
@@ -211,6 +211,7 @@ class Engine:
                 if v in self.known and last[v] == node.output:
                     self.known[v] = self.known[v].map(Field.single)
 
+    @np.errstate(over="ignore", invalid="ignore")  # `check_numbers` says so
     def _forward(self, node: Node) -> None:
         rule = registry.find(node.name)
         try:
@@ -223,7 +224,7 @@ class Engine:
             got = self.repeats.forward(node, states)
             if got is None:
                 got = rule.forward(self.ctx, node, states)
-                _check_numbers([got])
+                check_numbers([got], states)
                 self.repeats.remember(node, "forward", states, [got])
             roots = self.sharing.roots(node, states)
             got = self.sharing.graded(node, got)
@@ -353,6 +354,7 @@ class Engine:
         )
         return fit_parts(total, own) if own is not None else total
 
+    @np.errstate(over="ignore", invalid="ignore")
     def _backward(self, node: Node) -> None:
         if node.output in self.sampled:
             if self.scaled != "backward":
@@ -397,8 +399,8 @@ class Engine:
                 back = self.repeats.backward(node, states, flags, fitted)
                 if back is None:
                     back = rule.backward(ctx, node, states, out, fitted)
-                    _check_numbers(back)
                     operands = (*states, fitted)
+                    check_numbers(back, operands)
                     self.repeats.remember(node, flags, operands, back)
             except Exception as error:
                 self._sample_back(node, why(error))
@@ -473,14 +475,6 @@ class Engine:
 def _without(field: Field, name: str) -> Field:
     """Returns a field without one of its parts."""
     return field if getattr(field, name) is None else field.replace(**{name: None})
-
-
-def _check_numbers(states: Sequence[State | None]) -> None:
-    """Raises `ArithmeticError` if something is not a number."""
-    for state in (s for s in states if s is not None):
-        for _, field in state.parts:
-            if np.isnan(np.sum(field.second) + field.log_scale + state.tolerance):
-                raise ArithmeticError("a moment that is not a number")
 
 
 def _alike(a: Node, b: Node) -> bool:

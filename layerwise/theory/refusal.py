@@ -1,7 +1,29 @@
-"""What a rule raises where its assumptions do not hold."""
+"""What is raised where a rule's assumptions do not hold."""
+
+from collections.abc import Sequence
+
+import numpy as np
 
 from layerwise.errors import LayerwiseError
+from layerwise.theory.state import State
 
 
 class NoSoundRule(LayerwiseError, NotImplementedError):
     """A node outside of what its rule is right for; the message says why."""
+
+
+def check_numbers(states: Sequence[State | None], operands: Sequence[State]) -> None:
+    """Raises if something is not a number: `NoSoundRule` where it is too large."""
+    for state in (s for s in states if s is not None):
+        for _, field in state.parts:
+            if np.isnan(np.sum(field.second) + field.log_scale + state.tolerance):
+                largest = max(s.moments()[1] for s in operands)
+                if largest > LARGE:
+                    raise NoSoundRule(
+                        f"a second moment of e^{largest:.0f}, overflowing"
+                    )
+                raise ArithmeticError("a moment that is not a number")
+
+
+LARGE = 80.0
+"""Logarithm of second moments whose fourth powers are beyond float64."""

@@ -35,7 +35,9 @@ class Response:
     @functools.cached_property
     def is_zero(self) -> bool:
         """Whether there is none."""
-        return not any(np.any(v) for v in self._values())
+        return not any(
+            v != 0.0 if isinstance(v, float) else np.any(v) for v in self._values()
+        )
 
     def _values(self) -> tuple[Any, ...]:
         return (

@@ -100,7 +100,7 @@ class Field:
         """The comb, filled in."""
         return self.comb or (1,) * self.rank
 
-    @property
+    @functools.cached_property
     def second(self) -> np.ndarray:
         """``(*positions,)``: scaled second moments."""
         return np.asarray(self.table[(0, *lagging.zero(self.lags))])
@@ -110,7 +110,7 @@ class Field:
         """``(*lags,)``: the spread, filled in."""
         return np.broadcast_to(self.spread, [len(v) for v in self.lags])
 
-    @property
+    @functools.cached_property
     def own_spread(self) -> float:
         """The spread of single positions."""
         if np.ndim(self.spread) == 0:

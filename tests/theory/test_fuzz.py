@@ -149,6 +149,18 @@ FOUND = {
     "a transposed convolution on a long map": Architecture(
         ("bias", "cat:3", "transposed"), "gelu", 24, inputs="tokens", size=5, rank=1
     ),
+    # Where a maximum is large, so are the weights that made it: three channels read.
+    "a maximum close to the data": Architecture(
+        ("add:1",), "square", 12, 1.0, "max", "offset", size=3
+    ),
+    "squares beyond float64": Architecture(
+        ("strided", "scan", "resized", "cropped", "bottleneck", "cat:2"),
+        act="square",
+        width=24,
+        head="flat",
+        inputs="positive",
+        size=5,
+    ),
     # A unit is one of the few that its own branch reads: both are large together.
     "a narrow value plus its own branch": Architecture(
         ("scan", "gate_with:3", "gate_with:2"),

@@ -21,6 +21,7 @@ from layerwise.moments.activations import Numeric, cached_float64
 from layerwise.theory import fluctuation, lags as lagging, marginal
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
+from layerwise.theory.response import Response
 from layerwise.theory.rules.elementwise import fit_parts, worst
 from layerwise.theory.rules.positions import expand, map_axis, squeeze
 from layerwise.theory.state import Field, Grade, State
@@ -148,6 +149,11 @@ class _Pool:
         for keep, mask in self.kept().items():
             out[mask] = self.window.expect(function, np.array(keep))
         return out
+
+    def alone(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Returns 1 and E[max^2] at every output, and E[x^2] of any entry."""
+        chosen = self.per_output(lambda z: self.window.law(z) ** 2)
+        return np.ones_like(chosen), chosen, self.base
 
     def forward(self) -> Field:
         law = self.window.law
@@ -277,12 +283,17 @@ class MaxPool:
                 own, BACKWARD + pool.unevenness + state.pair_tolerance / 2 + chosen
             )
             got = _scatter(pool, ct, 1.0 / pool.counts)
+            active, chosen_power, base = pool.alone()
             if before is not None and before.name == "pointwise":
                 source = ctx.state_of(before.inputs[0]).parts[i][1]
-                squared = _squared_slope(*cached_float64(before.data), source)
-                active = pool.per_output(squared)
+                active, chosen_power, base = _behind_slope(pool, before, source)
                 through = _scatter(pool, ct, active / pool.counts)
                 got = got.replace(through=through.rescaled(got.log_scale).table)
+            turn = _share(chosen_power, ct) / base - _share(active, ct)
+            if turn:
+                got = got.replace(
+                    response=_alone(got, turn / _share(active, ct), ct.response)
+                )
             parts.append((n, got))
         return [
             dataclasses.replace(
@@ -297,28 +308,58 @@ class MaxPool:
         ]
 
 
-def _squared_slope(phi: Numeric, slope: Numeric, source: Field) -> Numeric:
-    """Returns a function's squared slope by the z of its value.
+def _behind_slope(
+    pool: _Pool, before: Node, source: Field
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Returns what passes the activation in front, where its value is a maximum.
 
-    That z counts the values of phi in order, which is x's own order where phi rises.
+    Args:
+        pool: The pooling.
+        before: The activation, of some x.
+        source: The moments of x.
+
+    Returns:
+        E[s^2] and E[s^2 x^2] at every output, s the slope where the maximum is, and
+        E[x^2] of any x.
     """
+    phi, slope = cached_float64(before.data)
     with np.errstate(over="ignore", under="ignore"):
         unit = float(np.exp(0.5 * source.log_scale))
     mean = float(source.mean.mean()) * unit
-    var = float(np.mean(source.second - source.mean**2))
-    sd = math.sqrt(max(var, 0.0)) * unit
-    nodes, shape = marginal.nodes(), source.shape
+    var = float(np.mean(source.second - source.mean**2)) * unit**2
+    sd, nodes, shape = math.sqrt(max(var, 0.0)), marginal.nodes(), source.shape
     x = mean + sd * (nodes if shape is None else shape)
-    if np.any(np.diff(phi(x)) < 0):
-        order, mass = marginal.counted(phi(x), marginal.weights())
-        squares = np.square(slope(x[order]))
-        return lambda z: np.interp(z, ndtri(mass), squares)
+    values = phi(x)
 
-    def function(z: np.ndarray) -> np.ndarray:
-        own = z if shape is None else np.interp(z, nodes, shape)
-        return np.square(slope(mean + sd * own))
+    def passed(z: np.ndarray, power: int) -> np.ndarray:
+        if np.any(np.diff(values) < 0):
+            # The z of the value counts the values in order, which is not that of x.
+            order, mass = marginal.counted(values, marginal.weights())
+            found = np.square(slope(x[order])) * x[order] ** power
+            return np.interp(z, ndtri(mass), found)
+        own = mean + sd * (z if shape is None else np.interp(z, nodes, shape))
+        return np.square(slope(own)) * own**power
 
-    return function
+    active, times_power = (
+        pool.per_output(functools.partial(passed, power=k)) for k in (0, 2)
+    )
+    return active, times_power, mean**2 + var
+
+
+def _share(values: np.ndarray, ct: Field) -> float:
+    """Returns the mean over outputs, by the power of their cotangents."""
+    total = float(ct.second.sum())
+    return float((values * ct.second).sum()) / total if total > 0 else 0.0
+
+
+def _alone(got: Field, turn: float, behind: Response) -> Response:
+    """Returns the response in front of a maximum: large x, and large weights with it.
+
+    Of single positions: two windows that choose near each other are left out.
+    """
+    bend = np.zeros([len(v) for v in got.lags])
+    bend[lagging.zero(got.lags)] = 0.5 * turn
+    return dataclasses.replace(behind, bend=bend, curl=0.0)
 
 
 def _scatter(pool: _Pool, ct: Field, share: np.ndarray) -> Field:
