@@ -160,7 +160,7 @@ def _pulled(
     if not ctx.white:
         return response, own, 0.0
     zero = lagging.zero(ct.lags)
-    response, apart = pull(ct.replace(response=ct.response.apart(zero)))
+    response, apart = pull(ct.replace(response=ct.response.apart(zero)), coherent=False)
     return response, apart, abs(own - apart)
 
 
