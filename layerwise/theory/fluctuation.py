@@ -223,6 +223,8 @@ def pulled_through(
         )
     raw, double = _raw(field)
     bent = alike * (bend * (1.0 + double) + 2.0 * curl * raw)
+    bent = np.array(np.broadcast_to(bent, np.shape(squared)))
+    bent[lagging.zero(field.lags)] += response.turn
     aligned = response.alignment * alike * size
     bent, aligned = (_over_taps(v, field, axes) for v in (bent, aligned))
     # What all channels do to one that is perturbed counts by its share of them.

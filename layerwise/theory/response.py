@@ -20,6 +20,7 @@ class Response:
         local: What of it is by the unit's own power, not by that of all channels.
         alignment: Per relative squared alignment of the two.
         unit: Per excess over 1 of ``E[x^2 dx^2] / E[x^2] E[dx^2]`` in one unit.
+        turn: Per relative squared alignment of the two at one position, beyond `bend`.
         bend: ``(*lags,)``, of the slope s of the activation in front, at a pair of
             positions: ``q E[s'(u) s'(u')] / E[s(u) s(u')]``.
         curl: The same of ``q E[s''(u) s(u')] / E[s(u) s(u')]``.
@@ -29,6 +30,7 @@ class Response:
     local: float = 0.0
     alignment: float = 0.0
     unit: float = 0.0
+    turn: float = 0.0
     bend: Any = 0.0
     curl: Any = 0.0
 
@@ -45,6 +47,7 @@ class Response:
             self.local,
             self.alignment,
             self.unit,
+            self.turn,
             self.bend,
             self.curl,
         )

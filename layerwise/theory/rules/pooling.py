@@ -21,7 +21,6 @@ from layerwise.moments.activations import Numeric, cached_float64
 from layerwise.theory import fluctuation, lags as lagging, marginal
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
-from layerwise.theory.response import Response
 from layerwise.theory.rules.elementwise import fit_parts, worst
 from layerwise.theory.rules.positions import expand, map_axis, squeeze
 from layerwise.theory.state import Field, Grade, State
@@ -282,19 +281,10 @@ class MaxPool:
             own = max(
                 own, BACKWARD + pool.unevenness + state.pair_tolerance / 2 + chosen
             )
-            got = _scatter(pool, ct, 1.0 / pool.counts)
-            active, chosen_power, base = pool.alone()
-            if before is not None and before.name == "pointwise":
+            source = None
+            if before is not None and direct:
                 source = ctx.state_of(before.inputs[0]).parts[i][1]
-                active, chosen_power, base = _behind_slope(pool, before, source)
-                through = _scatter(pool, ct, active / pool.counts)
-                got = got.replace(through=through.rescaled(got.log_scale).table)
-            turn = _share(chosen_power, ct) / base - _share(active, ct)
-            if turn:
-                got = got.replace(
-                    response=_alone(got, turn / _share(active, ct), ct.response)
-                )
-            parts.append((n, got))
+            parts.append((n, _handed(pool, ct, before, source)))
         return [
             dataclasses.replace(
                 cotangent,
@@ -306,6 +296,30 @@ class MaxPool:
                 chosen=cotangent.chosen + most,
             )
         ]
+
+
+def _handed(pool: _Pool, ct: Field, before: Node | None, source: Field | None) -> Field:
+    """Returns the cotangent at the entries, with what passes the activation in front.
+
+    Where an entry is chosen it is large, and so are the weights that made it.
+
+    Args:
+        pool: The pooling.
+        ct: The cotangent of its result.
+        before: What made the entries.
+        source: Of what, if it is an activation.
+    """
+    got = _scatter(pool, ct, 1.0 / pool.counts)
+    active, times_power, base = pool.alone()
+    if before is not None and source is not None:
+        active, times_power, base = _behind_slope(pool, before, source)
+        through = _scatter(pool, ct, active / pool.counts)
+        got = got.replace(through=through.rescaled(got.log_scale).table)
+    passed, turn = _share(active, ct), 0.0
+    if passed > 0:
+        turn = _share(times_power, ct) / base / passed - 1.0
+    response = dataclasses.replace(ct.response, turn=turn, bend=0.0, curl=0.0)
+    return got.replace(response=response)
 
 
 def _behind_slope(
@@ -350,16 +364,6 @@ def _share(values: np.ndarray, ct: Field) -> float:
     """Returns the mean over outputs, by the power of their cotangents."""
     total = float(ct.second.sum())
     return float((values * ct.second).sum()) / total if total > 0 else 0.0
-
-
-def _alone(got: Field, turn: float, behind: Response) -> Response:
-    """Returns the response in front of a maximum: large x, and large weights with it.
-
-    Of single positions: two windows that choose near each other are left out.
-    """
-    bend = np.zeros([len(v) for v in got.lags])
-    bend[lagging.zero(got.lags)] = 0.5 * turn
-    return dataclasses.replace(behind, bend=bend, curl=0.0)
 
 
 def _scatter(pool: _Pool, ct: Field, share: np.ndarray) -> Field:
