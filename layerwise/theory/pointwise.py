@@ -69,6 +69,12 @@ class Local:
         self.keeping = along / power * (along / value) / gradient
 
 
+GRID = 64
+"""Sites that many are interpolated from."""
+GRID_RANGE = 1e3
+"""Ratio of standard deviations up to which the grid is fine enough: error near 1e-6."""
+ALONE = 1e-6
+"""Share of the second moment in higher orders that is given to the last one kept."""
 UNLIKE_LAWS = 0.1
 """Per standard deviation of log q over positions and networks: laws that differ."""
 
@@ -100,6 +106,28 @@ class Pointwise:
         return self._distinct[0]
 
     @functools.cached_property
+    def _grid(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """``(2, grid)`` that many sites are interpolated from, and how.
+
+        The weights, ``(distinct, grid)``, are of cubic interpolation in the logarithm
+        of the standard deviation. None where there are few, or their means differ.
+        """
+        (mean, sd), few = self.sites, 2 * GRID
+        if len(sd) < few or np.any(mean) or not 0 < sd.max() < GRID_RANGE * sd.min():
+            return None
+        ends = np.log([sd.min(), sd.max()])
+        step = (ends[1] - ends[0]) / (GRID - 1)
+        at = (np.log(sd) - ends[0]) / step
+        first = np.clip(np.floor(at).astype(int) - 1, 0, GRID - 4)
+        matrix = np.zeros((len(sd), GRID))
+        for k in range(4):
+            others = [j for j in range(4) if j != k]
+            weight = np.prod([(at - first - j) / (k - j) for j in others], axis=0)
+            matrix[np.arange(len(sd)), first + k] = weight
+        grid = np.exp(np.linspace(*ends, GRID))
+        return np.stack([np.zeros(GRID), grid]), matrix
+
+    @functools.cached_property
     def rho(self) -> np.ndarray:
         """Latent correlation of every pair, at half of the lags."""
         half = lagging.half_of(self.field.table, self.field.lags)
@@ -110,19 +138,22 @@ class Pointwise:
         return lagging.whole(half, self.field.lags)
 
     def values(self, function: Numeric, power: float = 1.0) -> np.ndarray:
-        """Returns ``(distinct, node)``: the function at every position and node.
+        """Returns ``(site, node)``: the function at every site and node.
 
         Args:
             function: The function.
             power: Factor of the field's second moment (one network's, say).
         """
         g = nodes() if self.field.shape is None else self.field.shape
-        mean, sd = self.sites * np.sqrt(power)
+        sites = self.sites if self._grid is None else self._grid[0]
+        mean, sd = sites * np.sqrt(power)
         return function(mean[:, None] + sd[:, None] * g[None, :])
 
     def expand(self, site_values: np.ndarray) -> np.ndarray:
-        """Returns values per distinct position as values per position."""
+        """Returns values per site as values per position."""
         shape = site_values.shape[1:] + self.field.sizes
+        if self._grid is not None:
+            site_values = np.tensordot(self._grid[1], site_values, (1, 0))
         _, number = self._distinct
         return np.moveaxis(site_values[number], 0, -1).reshape(shape)
 
@@ -134,23 +165,28 @@ class Pointwise:
         w = weights()
         mean, second = values @ w, np.square(values) @ w
         a = values @ hermite()
+        energy = np.square(a).sum(axis=0)
+        beyond = energy[::-1].cumsum()[::-1]
+        orders = int(np.count_nonzero(beyond > ALONE * beyond[0])) or 1
+        a = a[:, :orders]
         rest = second - np.square(a).sum(axis=1)
         a[:, -1] = np.sign(a[:, -1] + 1e-300) * np.sqrt(
             np.maximum(a[:, -1] ** 2 + rest, 0.0)
         )
+        out = np.zeros_like(self.rho)
         if len(a) == 1:
-            squares = a[0] ** 2
-            out = np.zeros_like(self.rho)
-            for value in squares[::-1]:
+            for value in np.square(a[0])[::-1]:
                 out *= self.rho
                 out += value
             out *= lagging.inside(self.lags, self.field.sizes)
         else:
             per_site = self.expand(a)  # (order, *positions)
-            out = np.zeros_like(self.rho)
-            for one in per_site[::-1]:
+            none = energy[:orders] <= ALONE**2 * energy.sum()
+            none[-1] = False
+            for one, empty in zip(per_site[::-1], none[::-1], strict=True):
                 out *= self.rho
-                out += one * lagging.shifted(one, self.lags)
+                if not empty:
+                    out += lagging.pairs_of(one, self.lags)
         return self.expand(mean), self.expand(second), self._set_zero(out, second)
 
     def _set_zero(self, table: np.ndarray, second: np.ndarray) -> np.ndarray:
