@@ -161,6 +161,15 @@ FOUND = {
         inputs="positive",
         size=5,
     ),
+    # Each group is divided by its own power, however much that differs.
+    "groups of unlike channels": Architecture(
+        ("two", "running", "cat:2", "attention", "group_norm", "max_overlap"),
+        act="relu6",
+        width=12,
+        gain=1.0,
+        head="max",
+        size=5,
+    ),
     # A unit is one of the few that its own branch reads: both are large together.
     "a narrow value plus its own branch": Architecture(
         ("scan", "gate_with:3", "gate_with:2"),

@@ -143,6 +143,19 @@ def _is_normal(extent: Extent, field: Field) -> bool:
     return not (extent.positions or field.shape is not None or np.any(field.mean))
 
 
+def _sets(
+    found: Normalization, extent: Extent, state: State
+) -> tuple[tuple[int, Field], ...]:
+    """Returns the runs of channels whose sets are alike, each set within one run."""
+    if extent.channels == 1 or len(state.parts) == 1:
+        return state.parts
+    if found.groups == 1:
+        return ((state.channels, state.average()),)
+    if any(n % extent.channels for n, _ in state.parts):
+        raise NoSoundRule("groups of unlike channels")
+    return state.parts
+
+
 @rule("normalization", family="normalization")
 class Normalize:
     """Batch, layer, group, instance, RMS normalization, recognized by evaluation."""
@@ -153,11 +166,7 @@ class Normalize:
         (state,) = states
         found: Normalization = node.data
         extent = _extent(ctx, node, state)
-        fields = state.parts
-        if extent.channels > 1 and len(fields) > 1:
-            if found.groups > 1:
-                raise NoSoundRule("groups of unlike channels")
-            fields = ((state.channels, state.average()),)
+        fields = _sets(found, extent, state)
         parts, own, off = [], 0.0, 0.0
         for n, f in fields:
             stats = _statistics(ctx, found, extent, f)
@@ -189,9 +198,7 @@ class Normalize:
         (state,) = states
         found: Normalization = node.data
         extent = _extent(ctx, node, state)
-        fields = state.parts
-        if extent.channels > 1 and len(fields) > 1:
-            fields = ((state.channels, state.average()),)
+        fields = _sets(found, extent, state)
         parts, own = [], 0.0
         fitted = fit_parts(cotangent, out)
         for (n, f), (_, y), (_, ct) in zip(

@@ -138,6 +138,10 @@ _INVERSE = {
 }
 
 
+UNLIKE_CHANNELS = 0.1
+"""Relative difference of second moments from which channels are unlike."""
+
+
 @rule("reshape", family="shape")
 class Reshape:
     """Flatten, split or merge channels or positions, insert or drop axes of one."""
@@ -159,8 +163,12 @@ class Reshape:
                 average = dataclasses.replace(state, parts=tuple(parts)).average()
                 parts = [(state.channels * count, flatten(average))]
         if roles.count("c") > 1 and len(parts) > 1:
-            average = dataclasses.replace(state, parts=tuple(parts)).average()
-            parts = [(state.channels, average)]
+            whole = dataclasses.replace(state, parts=tuple(parts))
+            shares = zip(fluctuation.shares(whole), parts, strict=True)
+            power = [share / n for share, (n, _) in shares]
+            if max(power) > (1.0 + UNLIKE_CHANNELS) * min(power):
+                raise NoSoundRule("groups of unlike channels")
+            parts = [(state.channels, whole.average())]
         return dataclasses.replace(
             state, axes=roles, parts=tuple(parts), grade=grade, terms=()
         )
