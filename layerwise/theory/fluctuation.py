@@ -138,19 +138,15 @@ def beside_own_branch(
         skip: The part of the value that it is added to.
         neighbours: Whether the branch reads more positions than one.
     """
-    alike = correlation_of_squares(skip)
+    together = 1.0
     if neighbours:
         near = (slice(max(i - 1, 0), i + 2) for i in lagging.zero(skip.lags))
-        together = float(np.mean(alike[tuple(near)]))
-    else:
-        together = 1.0
-    mine, theirs = (
-        float(np.mean(f.second)) * float(np.exp(min(f.log_scale - top, 0.0)))
-        for top in [max(skip.log_scale, branch.log_scale)]
-        for f in (skip, branch)
-    )
-    total = (mine + theirs) ** 2
-    own = 2.0 * mine * theirs / total if total > 0 else 0.0
+        together = float(np.mean(correlation_of_squares(skip)[tuple(near)]))
+    scale = max(skip.log_scale, branch.log_scale)
+    mine, theirs = (float(np.mean(f.rescaled(scale).second)) for f in (skip, branch))
+    if not mine + theirs > 0:
+        return 0.0
+    own = 2.0 * mine * theirs / (mine + theirs) ** 2
     return own * excess(skip) * together / skipped.channels
 
 
