@@ -150,6 +150,30 @@ def beside_own_branch(
     return own * excess(skip) * together / skipped.channels
 
 
+def emptiness(state: State, axes: Sequence[Axis], channels: int) -> float:
+    """Returns the probability that all that an output reads is zero.
+
+    Of as many independent entries as the correlation between its taps leaves.
+
+    Args:
+        state: What is contracted.
+        axes: Its spatial axes, as the contraction reads them.
+        channels: Channels that one output reads.
+    """
+    field = state.average()
+    law, w = _typical(field), marginal.weights()
+    # An end of the law that is flat, as ReLU's is, at zero: averages over positions.
+    flat = [e for e in (law[0], law[-1]) if abs(e) < 0.1 * np.sqrt(w @ law**2)]
+    none = max((float(w[law == e].sum()) for e in flat), default=0.0)
+    alike = _over_taps(field.correlations[0], field, axes)
+    found = none ** (channels / max(alike, 1e-3))
+    return found if found > HARDLY else 0.0
+
+
+HARDLY = 1e-3
+"""Probability below which zeros are not counted."""
+
+
 def between_groups(state: State, axes: Sequence[Axis], channels: int) -> float:
     """Returns the relative variance of what outputs of different groups are made of.
 

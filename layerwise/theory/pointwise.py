@@ -328,7 +328,9 @@ class Pointwise:
             response = dataclasses.replace(response, bend=bend, curl=curl)
         else:
             gain, response = self._respond(response, phi, slope)
-            self.shift = abs(self.shift) + abs(gain)
+        if slopes is not None and f.empty:
+            gain += self._emptied(slopes, slope)
+        self.shift = abs(self.shift) + abs(gain)
         joint = None
         if together is not None:
             joint = cotangent.table * self._whole(together)
@@ -389,6 +391,12 @@ class Pointwise:
             bend=bend,
             curl=curl,
         )
+
+    def _emptied(self, slopes: tuple[float, float], slope: Numeric) -> float:
+        """Returns what values that are zero do to the logarithm of E[slope^2]."""
+        p, at_zero = self.field.empty, float(slope(np.zeros(1))[0])
+        usual = 0.5 * (slopes[0] ** 2 + slopes[1] ** 2)
+        return float(np.log1p(p * (at_zero**2 / usual - 1.0))) if usual > 0 else 0.0
 
     def _at_zero(
         self,

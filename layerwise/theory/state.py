@@ -61,6 +61,7 @@ class Field:
             positions, over networks and examples; 0.0 for none.
         mixture: The same of the second moments of one unit and another, given all that
             is the same for both.
+        empty: Probability that a value is zero, because all that it sums is.
         powers: Equally likely factors of the second moments, of mean 1, where their
             law over the examples is known; None where it is taken for log-normal.
         response: Cotangents only: what they gain by such fluctuations of the value.
@@ -81,6 +82,7 @@ class Field:
     weights: float = np.inf
     spread: Any = 0.0
     mixture: float = 0.0
+    empty: float = 0.0
     powers: np.ndarray | None = None
     response: Response = NO_RESPONSE
     profile: np.ndarray | None = None

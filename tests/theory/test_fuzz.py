@@ -170,6 +170,15 @@ FOUND = {
         head="max",
         size=5,
     ),
+    # All three values that a depthwise convolution reads are zero one time in six.
+    "a depthwise convolution behind ReLU": Architecture(
+        ("pointwise", "gate_with:3", "dropout", "scale", "embedded", "depthwise"),
+        width=24,
+        head="map",
+        inputs="sparse",
+        size=4,
+        rank=1,
+    ),
     # A unit is one of the few that its own branch reads: both are large together.
     "a narrow value plus its own branch": Architecture(
         ("scan", "gate_with:3", "gate_with:2"),

@@ -104,7 +104,8 @@ class Pointwise:
             raise NoSoundRule("a derivative that depends on the cotangent")
         normal = all(f.shape is None for _, f in states[0].parts)
         symmetric = all(f.symmetric for _, f in states[0].parts)
-        sound = linear or (slopes is not None and symmetric)
+        filled = not any(f.empty for _, f in states[0].parts)
+        sound = linear or (slopes is not None and symmetric and filled)
         parts, shift, growth, unlike = [], 0.0, 0.0, 0.0
         for (n, f), (_, ct) in zip(states[0].parts, cotangent.parts, strict=True):
             if ct.through is not None:

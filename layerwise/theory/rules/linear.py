@@ -102,6 +102,9 @@ class Convolution:
             spread=spread,
             powers=powers,
             shape=_law_of_sum(ctx, pattern, source, state, axes, fan * taps),
+            empty=0.0
+            if source in ctx.data
+            else fluctuation.emptiness(state, axes, fan),
         )
         if fan < state.channels:
             apart = fluctuation.between_groups(state, axes, fan)

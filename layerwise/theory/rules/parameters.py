@@ -76,6 +76,7 @@ def _diluted(before: Field, after: Field) -> Field:
     powers = before.powers
     return after.replace(
         spread=share**2 * np.asarray(before.spread),
+        empty=before.empty if share == 1.0 else 0.0,
         powers=None if powers is None else share * powers + (1.0 - share),
     )
 
