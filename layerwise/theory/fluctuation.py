@@ -165,8 +165,12 @@ def emptiness(state: State, axes: Sequence[Axis], channels: int) -> float:
     # An end of the law that is flat, as ReLU's is, at zero: averages over positions.
     flat = [e for e in (law[0], law[-1]) if abs(e) < 0.1 * np.sqrt(w @ law**2)]
     none = max((float(w[law == e].sum()) for e in flat), default=0.0)
+    # A dense layer that is zero stays so: all of the next one read it.
+    before = field.empty if not field.rank else 0.0
+    if max(before, none**channels) <= HARDLY:
+        return 0.0
     alike = _over_taps(field.correlations[0], field, axes)
-    found = none ** (channels / max(alike, 1e-3))
+    found = before + (1.0 - before) * none ** (channels / max(alike, 1e-3))
     return found if found > HARDLY else 0.0
 
 

@@ -214,7 +214,14 @@ class Pointwise:
             mean = 0.5 * (up - down) * np.sqrt(2 / np.pi) * sd
             shape = of_two_slopes(up, down)
             return Field(
-                mean, table, f.lags, f.log_scale, shape, comb=f.comb, spread=f.spread
+                mean,
+                table,
+                f.lags,
+                f.log_scale,
+                shape,
+                comb=f.comb,
+                spread=f.spread,
+                empty=f.empty,
             )
         if slopes is not None:  # one factor on all of a network scales out
             mean, _, table = self.pairs(self.values(phi))
@@ -228,7 +235,15 @@ class Pointwise:
         )
         table = self._whole(table)
         out = Field(
-            mean, table, f.lags, 0.0, shape, symmetric=odd, comb=f.comb, spread=spread
+            mean,
+            table,
+            f.lags,
+            0.0,
+            shape,
+            symmetric=odd,
+            comb=f.comb,
+            spread=spread,
+            empty=f.empty if slopes is not None else 0.0,
         )
         return out.normalized()
 
@@ -328,8 +343,10 @@ class Pointwise:
             response = dataclasses.replace(response, bend=bend, curl=curl)
         else:
             gain, response = self._respond(response, phi, slope)
+        lost = 0.0
         if slopes is not None and f.empty:
-            gain += self._emptied(slopes, slope)
+            lost = self._emptied(slopes, slope)
+        gain += lost - cotangent.lost
         self.shift = abs(self.shift) + abs(gain)
         joint = None
         if together is not None:
@@ -342,6 +359,7 @@ class Pointwise:
             symmetric=True,
             comb=cotangent.comb,
             joint=joint,
+            lost=lost,
             response=response,
         ).normalized()
 

@@ -62,6 +62,8 @@ class Field:
         mixture: The same of the second moments of one unit and another, given all that
             is the same for both.
         empty: Probability that a value is zero, because all that it sums is.
+        lost: Cotangents only: what such zeros behind took of the logarithm. An entry
+            that an activation passes on is not zero, so that it is given back there.
         powers: Equally likely factors of the second moments, of mean 1, where their
             law over the examples is known; None where it is taken for log-normal.
         response: Cotangents only: what they gain by such fluctuations of the value.
@@ -83,6 +85,7 @@ class Field:
     spread: Any = 0.0
     mixture: float = 0.0
     empty: float = 0.0
+    lost: float = 0.0
     powers: np.ndarray | None = None
     response: Response = NO_RESPONSE
     profile: np.ndarray | None = None

@@ -12,7 +12,7 @@ import layerwise as lw
 from layerwise.theory import fluctuation, pointwise
 from layerwise.theory.predict import predict
 from layerwise.theory.response import NO_RESPONSE, Response, log_normal
-from layerwise.theory.state import Field, State
+from layerwise.theory.state import Field, Grade, State
 from layerwise.tracing.connections import Axis
 from tests.theory.architectures import draw, example
 from tests.theory.ensemble import measure, misses
@@ -146,6 +146,25 @@ def test_a_unit_is_large_where_its_own_branch_is(key):
     e, w = np.polynomial.hermite_e.hermegauss(60)
     apart = w @ np.sin(np.sqrt(1 + q.mean()) * e) ** 2 / w.sum()
     assert apart - drawn.mean() > 5 * sem + 1.5 * stated
+
+
+def test_a_narrow_layer_that_is_zero_stays_so():
+    """ReLU at 3 channels: u is zero where all of the layers before it were, once."""
+    n, depth = 3, 5
+    shapes = {f"w{i}": Random((n, n), 2.0 / n) for i in range(depth)}
+    shapes["x"] = Random((n, n), 1.0 / n)
+    shapes["w0"] = Random((8, n), 2.0 / 8)
+
+    def model(params, x):
+        for i in range(depth):
+            x = jax.nn.relu(x @ params[f"w{i}"])
+        return x @ params["x"]
+
+    got = predict(model, example(shapes), jnp.ones((1, 8)), draws=0)
+    at = [i for i, s in enumerate(got.sites) if s.kind == "u"][:-1]
+    alive = (1.0 - 0.5**n) ** np.arange(depth)
+    assert got.second["backward"][at] == pytest.approx(0.5 * alive, rel=1e-6)
+    assert all(got.grade["backward"][i] is Grade.APPROXIMATE for i in at[1:])
 
 
 def test_taps_on_padding_average_nothing():

@@ -95,7 +95,7 @@ class Pointwise:
     ) -> Sequence[State | None]:
         """Multiplies by the pair moments of the derivative."""
         phi, slope = cached_float64(node.data)
-        if any(np.any(f.second == 0) for _, f in states[0].parts):
+        if any(f.empty or np.any(f.second == 0) for _, f in states[0].parts):
             slope = _with_zero(slope, _slope_at_zero(ctx, node))
         slopes = two_slopes(phi)
         linear = slopes is not None and slopes[0] == slopes[1]

@@ -102,9 +102,7 @@ class Convolution:
             spread=spread,
             powers=powers,
             shape=_law_of_sum(ctx, pattern, source, state, axes, fan * taps),
-            empty=0.0
-            if source in ctx.data
-            else fluctuation.emptiness(state, axes, fan),
+            empty=_emptiness(ctx, source, state, axes, fan),
         )
         if fan < state.channels:
             apart = fluctuation.between_groups(state, axes, fan)
@@ -131,7 +129,7 @@ class Convolution:
         whole = _around(ctx, node.inputs[0], axes)
         response, own, omitted = _pulled(ctx, cotangent, ct, whole, axes, read)
         got = got.scaled_safe(pattern.second * fan * fluctuation.checked(own))
-        like = _like(states[0], cotangent, got.replace(response=response))
+        like = _like(states[0], cotangent, got.replace(response=response, lost=ct.lost))
         shared = cotangent.coherent and any(a.taps > 1 for a in axes)
         tolerance = cotangent.tolerance + abs(own) / 2 + omitted
         tolerance += SHARED / read if shared else 0.0
@@ -326,6 +324,7 @@ class Product:
             ),
             powers=state.parts[0][1].powers if node.inputs[0] in ctx.data else None,
             shape=_law_of_sum(ctx, pattern, node.inputs[0], state, (), fan),
+            empty=_emptiness(ctx, node.inputs[0], state, _ones(state), fan),
         )
         out = _output(state, roles, channels, field.normalized())
         return _graded(out, pattern, fan)
@@ -430,6 +429,13 @@ def _law_of_sum(
         return None
     terms = _terms(ctx, source, state, axes, reads)
     return few_weights.law_of_sum(pattern.shape, terms)
+
+
+def _emptiness(
+    ctx: RuleContext, source: int, state: State, axes: Sequence[Axis], fan: int
+) -> float:
+    """Returns how often all that an output reads is zero; data are known."""
+    return 0.0 if source in ctx.data else fluctuation.emptiness(state, axes, fan)
 
 
 def _terms(
