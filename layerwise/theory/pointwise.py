@@ -117,16 +117,15 @@ class Pointwise:
         (mean, sd), few = self.sites, 2 * GRID
         if len(sd) < few or np.any(mean) or not 0 < sd.max() < GRID_RANGE * sd.min():
             return None
-        ends = np.log([sd.min(), sd.max()])
-        step = (ends[1] - ends[0]) / (GRID - 1)
-        at = (np.log(sd) - ends[0]) / step
+        low, high = float(np.log(sd.min())), float(np.log(sd.max()))
+        at = (np.log(sd) - low) * ((GRID - 1) / (high - low))
         first = np.clip(np.floor(at).astype(int) - 1, 0, GRID - 4)
         matrix = np.zeros((len(sd), GRID))
         for k in range(4):
             others = [j for j in range(4) if j != k]
             weight = np.prod([(at - first - j) / (k - j) for j in others], axis=0)
             matrix[np.arange(len(sd)), first + k] = weight
-        grid = np.exp(np.linspace(*ends, GRID))
+        grid = np.exp(np.linspace(low, high, GRID))
         return np.stack([np.zeros(GRID), grid]), matrix
 
     @functools.cached_property

@@ -35,7 +35,7 @@ def grid_values(
     Returns:
         ``(point,)``, or None if it is no elementwise function of them.
     """
-    bits = f"bits, x64 {jax.config.jax_enable_x64}"
+    bits = f"bits, floats {jnp.result_type(float)}"
     known: dict[int, Hashable] = {}
 
     def name(atom: Atom) -> Hashable:
