@@ -21,6 +21,8 @@ from layerwise.theory import marginal
 
 
 POINTS = 4096
+UNCORRELATED = 1e-3
+"""Least correlation within a window up to which far windows have nothing in common."""
 Offset = tuple[int, ...]
 
 
@@ -112,7 +114,7 @@ class Window:
     def _far(self) -> tuple[np.ndarray, np.ndarray]:
         """Common correlation -> covariance of two maxima that share just that."""
         top = max(float(np.min(self.within)), 0.0)
-        grid = np.linspace(0.0, top, 7) if top > 0 else np.array([0.0])
+        grid = np.linspace(0.0, top, 7) if top > UNCORRELATED else np.array([0.0])
         c, w = np.polynomial.hermite_e.hermegauss(15)
         w = w / w.sum()
         base = normals(2 * self.count)[:, : self.count]
