@@ -344,15 +344,16 @@ def _behind_slope(
     sd, nodes, shape = math.sqrt(max(var, 0.0)), marginal.nodes(), source.shape
     x = mean + sd * (nodes if shape is None else shape)
     values = phi(x)
+    rises = not np.any(np.diff(values) < 0)
+    order, mass = marginal.counted(values, marginal.weights())
+    at = ndtri(mass)  # the z of the value counts the values in order
 
     def passed(z: np.ndarray, power: int) -> np.ndarray:
-        if np.any(np.diff(values) < 0):
-            # The z of the value counts the values in order, which is not that of x.
-            order, mass = marginal.counted(values, marginal.weights())
-            found = np.square(slope(x[order])) * x[order] ** power
-            return np.interp(z, ndtri(mass), found)
-        own = mean + sd * (z if shape is None else np.interp(z, nodes, shape))
-        return np.square(slope(own)) * own**power
+        if rises:
+            own = mean + sd * (z if shape is None else np.interp(z, nodes, shape))
+            return np.square(slope(own)) * own**power
+        found = np.square(slope(x[order])) * x[order] ** power
+        return np.interp(z, at, found)
 
     active, times_power = (
         pool.per_output(functools.partial(passed, power=k)) for k in (0, 2)
