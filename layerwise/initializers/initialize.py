@@ -68,23 +68,35 @@ def _check_options(scheme: registry.Scheme, given: Mapping[str, Any]) -> None:
                     + (f", or use scheme={takers[0]!r}." if takers else "."),
                 )
             )
-        if name == "loss":
-            if not callable(value):
-                raise InvalidArgumentError(
-                    message(
-                        f"loss={value!r} with scheme={scheme.name!r}.",
-                        "It is called with what the model returns.",
-                        "Pass a function from the output to a scalar, or none.",
-                    )
-                )
-        elif not (isinstance(value, numbers.Real) and 0 < float(value) < math.inf):
+        right, meaning, wanted = _OPTIONS.get(name, _SCALE)
+        if not right(value):
             raise InvalidArgumentError(
                 message(
                     f"{name}={value!r} with scheme={scheme.name!r}.",
-                    "It is a positive number: a scale, a variance or a count.",
-                    f"Pass a positive {name}, or none.",
+                    f"It {meaning}.",
+                    f"Pass {wanted}, or none.",
                 )
             )
+
+
+_SCALE = (
+    lambda v: isinstance(v, numbers.Real) and 0 < float(v) < math.inf,
+    "is a scale or a variance",
+    "a positive number",
+)
+_OPTIONS = {
+    "loss": (
+        callable,
+        "is called with what the model returns",
+        "a function from the output to a scalar",
+    ),
+    "steps": (
+        lambda v: isinstance(v, numbers.Integral) and v >= 0,
+        "counts the steps that adjust the scales; 0 leaves them as drawn",
+        "a whole number",
+    ),
+}
+"""What an option has to be, what it is, and what to pass."""
 
 
 def initialize(

@@ -156,10 +156,12 @@ def test_unknown_scheme_names_the_closest(images, key):
     with pytest.raises(InvalidArgumentError, match="cap=3"):
         lw.initialize(Net(), images, key, "glorot", cap=3.0)
     for bad in (-1.0, 0.0, float("nan"), "large"):
-        with pytest.raises(InvalidArgumentError, match="a positive c"):
+        with pytest.raises(InvalidArgumentError, match="Pass a positive number"):
             lw.initialize(Net(), images, key, "taki", c=bad)
     with pytest.raises(InvalidArgumentError, match="a function from the output"):
         lw.initialize(Net(), images, key, "gradinit", loss=3.0)
+    with pytest.raises(InvalidArgumentError, match="Pass a whole number"):
+        lw.initialize(Net(), images, key, "gradinit", steps=2.5)
 
 
 def test_a_scheme_for_chains_says_so_of_other_models(images, key):

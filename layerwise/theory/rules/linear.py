@@ -147,8 +147,9 @@ def _pulled(
 ) -> tuple[fluctuation.Response, float, float]:
     """Returns the response, what it adds to the logarithm, and what is left out.
 
-    Slopes and weights at two positions are taken for independent in `sitewise`, as in
-    the recursions that it refines; what that leaves out is of order 1/width.
+    Slopes and weights at two positions, and a maximum and the weights that made it, are
+    taken for independent in `sitewise`, as in the recursions that it refines; what that
+    leaves out is of order 1/width.
     """
     pull = functools.partial(
         fluctuation.pulled_through,
@@ -161,7 +162,8 @@ def _pulled(
     if not ctx.white:
         return response, own, 0.0
     zero = lagging.zero(ct.lags)
-    response, apart = pull(ct.replace(response=ct.response.apart(zero)), coherent=False)
+    alone = dataclasses.replace(ct.response.apart(zero), turn=0.0)
+    response, apart = pull(ct.replace(response=alone), coherent=False)
     return response, apart, abs(own - apart)
 
 
