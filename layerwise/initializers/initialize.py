@@ -91,7 +91,7 @@ _OPTIONS = {
         "a function from the output to a scalar",
     ),
     "steps": (
-        lambda v: isinstance(v, numbers.Integral) and v >= 0,
+        lambda v: isinstance(v, numbers.Integral) and int(v) >= 0,
         "counts the steps that adjust the scales; 0 leaves them as drawn",
         "a whole number",
     ),

@@ -42,6 +42,14 @@ class Node:
         """The user's line."""
         return self.equations[-1].source
 
+    def is_like(self, other: "Node") -> bool:
+        """Whether both do the same, so that a rule will likely refuse both."""
+        return (
+            self.name == other.name
+            and len(self.inputs) == len(other.inputs)
+            and str(self.equations[-1].params) == str(other.equations[-1].params)
+        )
+
     @property
     def label(self) -> str:
         """``add at model.py:12 (Net.__call__)``."""

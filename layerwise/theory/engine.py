@@ -18,6 +18,7 @@ import numpy as np
 from layerwise.theory import data, lags as lagging, profile, registry, rules
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.law import Law
+from layerwise.theory.periods import Rest
 from layerwise.theory.plan import Planner
 from layerwise.theory.reach import EVERYTHING, Reach, why, without_rule
 from layerwise.theory.refusal import NoSoundRule, check_numbers
@@ -93,6 +94,7 @@ class Engine:
         self.measured: dict[int, State] = {}
         self.drawn_back: dict[int, State] = {}
         self.fixed: frozenset[int] = frozenset()
+        self.filled: set[int] = set()
         self.cuts = cuts
         self.measured_below = 0
         if arrays is None:
@@ -134,6 +136,10 @@ class Engine:
         self.first_reader = min(readers, default=10**12)
         self.sharing = Sharing(self.ctx, self.nodes)
         self.repeats = Repeats(self.ctx, self.nodes)
+        ends = {a for a in traced.graph.outputs if isinstance(a, int)}
+        apart = frozenset(ends.union(self.sharing.first))
+        self.rest = Rest(self.nodes, self.repeats.kinds, apart)
+        self.undisturbed = scaled is None and within is EVERYTHING
         self.sampler = Sampler(self.ctx, self.inputs, draws, log_scale=self.scales)
 
     def _reads_pairs(self, node: Node) -> bool:
@@ -188,7 +194,8 @@ class Engine:
             if self.measured_below:  # everything before depends on what was measured
                 break
             self.progress(count + i, 2 * count)
-            self._backward(node)
+            if node.output not in self.filled:
+                self._backward(node)
             yield node
 
     def forward(self) -> Iterator[Node]:
@@ -200,6 +207,9 @@ class Engine:
         sums = any(n.name in ("add", "sub") and len(n.inputs) > 1 for n in self.nodes)
         for i, node in enumerate(self.nodes):
             self.progress(i, 2 * len(self.nodes))
+            if node.output in self.known:  # it continues a row of equal layers
+                yield node
+                continue
             try:
                 self._forward(node)
             except _Unsampled:
@@ -222,6 +232,7 @@ class Engine:
             states = [self.state_of(v) for v in node.inputs]
             self.sharing.check(node)
             got = self.repeats.forward(node, states)
+            recalled = got is not None
             if got is None:
                 got = rule.forward(self.ctx, node, states)
                 check_numbers([got], states)
@@ -229,6 +240,7 @@ class Engine:
             roots = self.sharing.roots(node, states)
             got = self.sharing.graded(node, got)
             self.known[node.output] = dataclasses.replace(got, roots=roots)
+            self.rest.forward(node, recalled and self.undisturbed, self.known)
         except Exception as error:
             self._sample(node, why(error))
 
@@ -242,7 +254,7 @@ class Engine:
             wanted = {node.output: label}
             later = () if self.scaled == "forward" else self.nodes
             for other in later:  # those likely to be sampled too, in the same run
-                likely = registry.find(other.name) is None or _alike(node, other)
+                likely = registry.find(other.name) is None or node.is_like(other)
                 new = other.output > node.output and other.output not in self.measured
                 if likely and new and self._is_float(other.output):
                     wanted[other.output] = self._label(other)
@@ -392,11 +404,13 @@ class Engine:
             # Only an activation gains by each reader's cotangent on its own.
             assert whole is not None
             given = [whole]
+        recalled = len(given) == 1
         for cotangent in given:
             try:
                 fitted = fit_parts(cotangent, out)
                 flags = (alone, ctx.single_back)
                 back = self.repeats.backward(node, states, flags, fitted)
+                recalled = recalled and back is not None
                 if back is None:
                     back = rule.backward(ctx, node, states, out, fitted)
                     operands = (*states, fitted)
@@ -419,6 +433,13 @@ class Engine:
                     if not ctx.joint or v < self.first_reader:  # nothing reads it
                         ct = ct.map(functools.partial(_without, name="joint"))
                     self.cotangents.setdefault(v, []).append(ct)
+        self.filled |= self.rest.back(
+            node,
+            recalled and self.undisturbed and not self.sampled,
+            self.total,
+            self.cotangents,
+            self.first_reader,
+        )
 
     def _reached(self, value: int) -> bool:
         """Whether the sweep has come to all that reads a value."""
@@ -475,12 +496,3 @@ class Engine:
 def _without(field: Field, name: str) -> Field:
     """Returns a field without one of its parts."""
     return field if getattr(field, name) is None else field.replace(**{name: None})
-
-
-def _alike(a: Node, b: Node) -> bool:
-    """Whether two nodes do the same, so that a rule will likely refuse both."""
-    return (
-        a.name == b.name
-        and len(a.inputs) == len(b.inputs)
-        and str(a.equations[-1].params) == str(b.equations[-1].params)
-    )

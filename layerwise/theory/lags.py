@@ -50,8 +50,10 @@ _SPARSE = (
 )
 
 
-NONE, SPARSE, DENSE, FULL = 0, 1, 2, 3
-"""How many lags are held: only single positions, few, all that pay, or every one."""
+NONE, FEWEST, SPARSE, DENSE, FULL = 0, 1, 2, 3, 4
+"""How many lags are held: none but 0, as few as do, few, all that pay, or every one."""
+_COMPLETE = {FEWEST: 4, SPARSE: 8, DENSE: FULL_UP_TO}
+"""Positions of an axis up to which a level holds every lag."""
 
 
 @functools.cache
@@ -59,8 +61,10 @@ def lag_values(size: int, level: int = DENSE) -> tuple[int, ...]:
     """Returns the lags held for an axis of `size` positions."""
     if level == NONE or size == 1:
         return (0,)
-    if level == FULL or size <= (FULL_UP_TO if level == DENSE else 8):
+    if level == FULL or size <= _COMPLETE[level]:
         positive = list(range(1, size))
+    elif level == FEWEST:  # what the taps of a 3 x 3 kernel read, and what spans a map
+        positive = sorted({1, 2, size // 4, size - 1})
     else:
         limit = 2 * size // 3
         positive = [v for v in _SPARSE if 0 < v < limit] + [size - 1]
@@ -82,42 +86,66 @@ def _valid(size: int, lag: int) -> np.ndarray:
     return (p + lag >= 0) & (p + lag < size)
 
 
-def at_lag(
-    table: np.ndarray, lags: Sequence[tuple[int, ...]], axis: int, lag: int, comb: int
-) -> np.ndarray:
-    """Returns the table's slice at one lag of one axis (that lag axis removed).
+def at_lags(
+    table: np.ndarray,
+    lags: Sequence[tuple[int, ...]],
+    axis: int,
+    wanted: Sequence[int],
+    comb: int,
+    partner: np.ndarray | None = None,
+) -> list[np.ndarray]:
+    """Returns the table's slices at some lags of one axis (that lag axis removed).
+
+    Those that are not held are interpolated, in units of the root mean square of the
+    partner at ``p + l``: that falls off at the borders of a padded map.
 
     Args:
         table: ``(class, *lags, *positions)``.
         lags: The lags of each axis.
         axis: Number of the spatial axis.
-        lag: Any lag; interpolated linearly where it is not held.
+        wanted: Any lags.
         comb: See `around`.
+        partner: ``(*positions)``: the unit; None is what the table has at lag 0.
     """
+    held, size = lags[axis], table.shape[1 + len(lags) + axis]
+    found = {
+        v: np.take(table, held.index(v), axis=1 + axis) for v in wanted if v in held
+    }
+    missing = [v for v in wanted if v not in found]
+    if any(abs(v) < size for v in missing):
+        if partner is None:
+            partner = np.sqrt(np.maximum(np.asarray(table[(0, *zero(lags))]), 0.0))
+        unit = shifted(partner, lags)
+        table = np.divide(table, unit, out=np.zeros_like(table), where=unit > 0)
+        for lag in missing:
+            unit = shifted(partner, (*lags[:axis], (lag,), *lags[axis + 1 :]))
+            unit = np.take(unit, 0, axis=axis)
+            found[lag] = _between(table, lags, axis, lag, comb) * unit
+    return [
+        found[v] if v in found else np.zeros_like(np.take(table, 0, axis=1 + axis))
+        for v in wanted
+    ]
+
+
+def _between(
+    table: np.ndarray, lags: Sequence[tuple[int, ...]], axis: int, lag: int, comb: int
+) -> np.ndarray:
+    """Returns the table's slice at a lag that is not held, linearly interpolated."""
     held, rank = lags[axis], len(lags)
     where = 1 + axis  # of the lag axis
     size = table.shape[1 + rank + axis]
-    if abs(lag) >= size:
-        return np.zeros(table.shape[:where] + table.shape[where + 1 :])
-    found = around(held, lag, comb)
+    found = around(held, lag, comb) if abs(lag) < size else None
     if found is None:
         return np.zeros(table.shape[:where] + table.shape[where + 1 :])
     near, far, weight = found
     at_near = np.take(table, held.index(near), axis=where)
-    if near == lag:
+    if near == far:
         return at_near
     ones = [1] * at_near.ndim
     ones[rank + axis] = size
-    inside = _valid(size, lag).reshape(ones)
-    if near == far:
-        return at_near * inside
     at_far = np.take(table, held.index(far), axis=where)
-    blend = np.where(
-        _valid(size, far).reshape(ones),
-        (1 - weight) * at_near + weight * at_far,
-        at_near,
-    )
-    return blend * inside
+    blend = (1 - weight) * at_near + weight * at_far
+    return np.where(_valid(size, far).reshape(ones), blend, at_near)
 
 
 def around(held: tuple[int, ...], lag: int, comb: int) -> tuple[int, int, float] | None:
@@ -144,10 +172,8 @@ def to_pairs(
     """Returns one axis in full, ``(..., p, p')``, its lag and position axes gone."""
     rank = len(lags)
     size = table.shape[1 + rank + axis]
-    slices = []
-    for lag in range(-(size - 1), size):
-        piece = at_lag(table, lags, axis, lag, comb)
-        slices.append(np.moveaxis(piece, rank + axis, -1))
+    slices = at_lags(table, lags, axis, range(-(size - 1), size), comb)
+    slices = [np.moveaxis(piece, rank + axis, -1) for piece in slices]
     stacked = np.stack(slices, axis=-1)  # (..., p, lag)
     p = np.arange(size)
     index = p[None, :] - p[:, None] + size - 1
@@ -349,35 +375,23 @@ def row_sums(
 ) -> np.ndarray:
     """Returns ``(class, *positions)``: the sum over every partner of each position."""
     out = table
+    partner = np.sqrt(np.maximum(np.asarray(table[(0, *zero(lags))]), 0.0))
     for axis in reversed(range(len(lags))):
-        size = out.shape[1 + axis + 1 + axis]  # lag axes 0..axis are still there
-        total = 0.0
-        for lag in range(-(size - 1), size):
-            total = total + _at_lag_partly(out, lags, axis, lag, comb[axis])
-        out = np.asarray(total)
+        # Lag axes 0..axis are still there; positions behind it are one class axis.
+        own = 1 + 2 * (axis + 1)
+        flat = np.moveaxis(out.reshape(*out.shape[:own], -1), -1, 1)
+        flat = flat.reshape(-1, *flat.shape[2:])
+        size = out.shape[own - 1]
+        every = range(-(size - 1), size)
+        total = sum(at_lags(flat, lags[: axis + 1], axis, every, comb[axis], partner))
+        total = np.asarray(total).reshape(
+            len(table), -1, *out.shape[1 : axis + 1], *out.shape[axis + 2 : own]
+        )
+        out = np.moveaxis(total, 1, -1).reshape(
+            *out.shape[: axis + 1], *out.shape[axis + 2 :]
+        )
+        partner = partner.sum(axis=-1)
     return out
-
-
-def _at_lag_partly(
-    table: np.ndarray,
-    lags: Sequence[tuple[int, ...]],
-    axis: int,
-    lag: int,
-    comb: int,
-) -> np.ndarray:
-    """`at_lag` where the lag axes after `axis` are summed away already."""
-    n_lags = axis + 1
-    n_positions = table.ndim - 1 - n_lags
-    folded = table.reshape(*table.shape[: 1 + n_lags + axis + 1], -1)
-    # View the positions behind `axis` as one class axis in front.
-    moved = np.moveaxis(folded, -1, 0)
-    flat = moved.reshape((-1, *moved.shape[2:]))
-    got = at_lag(flat, lags[:n_lags], axis, lag, comb)
-    got = got.reshape(moved.shape[:2] + got.shape[1:])
-    got = np.moveaxis(got, 0, -1)
-    return got.reshape(
-        got.shape[:-1] + table.shape[table.ndim - (n_positions - axis - 1) :]
-    )
 
 
 def along(

@@ -8,6 +8,7 @@ signals, one inside another, an "attention" node; where it is one equation, a no
 that primitive's name; and otherwise "opaque", without a rule, and sampled.
 """
 
+import bisect
 import functools
 import heapq
 from collections.abc import Callable, Sequence
@@ -134,6 +135,9 @@ class Planner:
 
     def _chain(self, root: int, value: int) -> tuple[list[int], list[list[Equation]]]:
         """Returns the values on every path from root to value, and what is between."""
+        only = self.producers[value]
+        if all(v == root or self.flow.root.get(v) != root for v in only.values_in):
+            return [root, value], [[only]]
         needed, equations = {value}, []
         edges: list[tuple[int, int]] = []
         queue, seen = [-value], set()
@@ -154,14 +158,13 @@ class Planner:
         jumped = set()
         candidates = sorted(v for v in needed if root <= v <= value)
         for a, b in edges:
-            lo = np.searchsorted(candidates, a, side="right")
-            hi = np.searchsorted(candidates, b, side="left")
-            jumped.update(candidates[lo:hi])
+            behind = bisect.bisect_right(candidates, a)
+            jumped.update(candidates[behind : bisect.bisect_left(candidates, b)])
         chain = [v for v in candidates if v not in jumped]
         between: list[list[Equation]] = [[] for _ in chain[1:]]
         for equation in equations:
             last = max(v for v in equation.outputs if v in needed)
-            between[int(np.searchsorted(chain, last)) - 1].append(equation)
+            between[bisect.bisect_left(chain, last) - 1].append(equation)
         return chain, between
 
     def _normalized(

@@ -342,9 +342,7 @@ class Pointwise:
             response = dataclasses.replace(response, bend=bend, curl=curl)
         else:
             gain, response = self._respond(response, phi, slope)
-        lost = 0.0
-        if slopes is not None and f.empty:
-            lost = self._emptied(slopes, slope)
+        lost = self._emptied(slope) if f.empty else 0.0
         gain += lost - cotangent.lost
         self.shift = abs(self.shift) + abs(gain)
         joint = None
@@ -409,11 +407,16 @@ class Pointwise:
             curl=curl,
         )
 
-    def _emptied(self, slopes: tuple[float, float], slope: Numeric) -> float:
-        """Returns what values that are zero do to the logarithm of E[slope^2]."""
-        p, at_zero = self.field.empty, float(slope(np.zeros(1))[0])
-        usual = 0.5 * (slopes[0] ** 2 + slopes[1] ** 2)
-        return float(np.log1p(p * (at_zero**2 / usual - 1.0))) if usual > 0 else 0.0
+    def _emptied(self, slope: Numeric) -> float:
+        """Returns what values that are zero do to the logarithm of E[slope^2].
+
+        Where they are none, they are larger for it.
+        """
+        p, at_zero, w = self.field.empty, float(slope(np.zeros(1))[0]), weights()
+        larger = self.typical(lambda x: slope(x / np.sqrt(max(1.0 - p, 1e-6))))
+        usual, live = (float(w @ np.square(v)) for v in (self.typical(slope), larger))
+        both = p * at_zero**2 + (1.0 - p) * live
+        return float(np.log(both / usual)) if usual > 0 < both else 0.0
 
     def _at_zero(
         self,

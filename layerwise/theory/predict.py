@@ -196,6 +196,8 @@ def _prediction(
 def _resolution(parts: Sequence[Engine]) -> str:
     held = {
         lagging.NONE: "Single positions: nothing here mixes them but fresh weights.",
+        lagging.FEWEST: "Pairs of positions at lags of 1, 2, a quarter of a map and "
+        "all of it, others interpolated (more would take too long).",
         lagging.SPARSE: "Pairs of positions at short lags and powers of two, others "
         "interpolated (the full kernels would not fit).",
         lagging.FULL: "All pairs of positions.",

@@ -74,7 +74,8 @@ class Repeats:
     def __init__(self, ctx: RuleContext, nodes: Sequence[Node]):
         self.ctx = ctx
         self.texts: dict[int, str] = {}
-        self.kinds = {n.output: self._kind(n) for n in nodes}
+        self.origins: dict[int, Hashable] = {}
+        self.kinds = {n.output: self._behind(n) for n in nodes}
         self.counts = Counter(k for k in self.kinds.values() if k is not None)
         self.known: dict[Hashable, tuple[Sequence[State], tuple[State, ...]]] = {}
         self.compared = _Compared()
@@ -167,6 +168,20 @@ class Repeats:
             return all(self.ctx.weight(a).draws is None for a in weights)
         return node.name in ("pointwise", "add", "sub")
 
+    def _behind(self, node: Node) -> Hashable | None:
+        """Returns the kind of a node, and of the product of weights that it is behind.
+
+        Layers that take turns are told apart by that.
+        """
+        kind = self._kind(node)
+        origin = self.origins.get(node.inputs[0]) if node.inputs else None
+        if node.name in primitives.WEIGHT_OPERATIONS:
+            origin = None if kind is None else hash(kind)
+            self.origins[node.output] = origin
+            return kind
+        self.origins[node.output] = origin
+        return kind and (kind, origin)
+
     def _kind(self, node: Node) -> Hashable | None:
         """Returns what makes two nodes equal but for their operands' moments."""
         if node.name in ("opaque", "attention") or any(
@@ -206,13 +221,8 @@ class Repeats:
 def _advanced(state: State, by: float, now: State, then: State, left: float) -> State:
     """Returns a result at another scale; errors and fluctuations add up as before."""
     wider = now.parts[0][1].own_spread - then.parts[0][1].own_spread
-
-    def advance(f: Field) -> Field:
-        spread = np.maximum(f.spread + wider, 0.0) if wider else f.spread
-        return f.replace(log_scale=f.log_scale + by, spread=spread)
-
     return state.map(
-        advance,
+        lambda f: f.advanced(by, wider),
         tolerance=state.tolerance + now.tolerance - then.tolerance,
         pair_tolerance=state.pair_tolerance
         + max(now.pair_tolerance - then.pair_tolerance, left),

@@ -52,7 +52,10 @@ def held_lags(
         if entries < budget:
             return lagging.FULL, entries
     entries = _entries(ctx, nodes, classes, lagging.DENSE)
-    return (lagging.DENSE if entries < budget else lagging.SPARSE), entries
+    if entries < budget:
+        return lagging.DENSE, entries
+    fewer = _entries(ctx, nodes, classes, lagging.SPARSE)
+    return (lagging.SPARSE if fewer < 2.0 * budget else lagging.FEWEST), entries
 
 
 def _entries(

@@ -110,6 +110,11 @@ class Field:
         """``(*positions,)``: scaled second moments."""
         return np.asarray(self.table[(0, *lagging.zero(self.lags))])
 
+    @functools.cached_property
+    def levels(self) -> tuple[float, float]:
+        """Mean and second moment over all positions, scaled."""
+        return float(np.mean(self.mean)), float(np.mean(self.second))
+
     @property
     def spreads(self) -> np.ndarray:
         """``(*lags,)``: the spread, filled in."""
@@ -171,6 +176,15 @@ class Field:
     def replace(self, **changes: object) -> "Field":
         """Returns a copy with changes."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    def advanced(self, log_scale: float, spread: float) -> "Field":
+        """Returns the field at another scale, with more spread."""
+        wider = np.maximum(self.spread + spread, 0.0) if spread else self.spread
+        got = self.replace(log_scale=self.log_scale + log_scale, spread=wider)
+        for name in ("second", "levels", "correlations"):  # of the tables alone
+            if name in self.__dict__:
+                got.__dict__[name] = self.__dict__[name]
+        return got
 
     def scaled(self, factor: float) -> "Field":
         """Returns the field of the value times a constant of square `factor` > 0."""
@@ -259,11 +273,10 @@ class State:
     @functools.cached_property
     def _moments(self) -> tuple[float, float, float]:
         field = self.average()
-        second = float(np.mean(field.second))
+        mean, second = field.levels
         with np.errstate(divide="ignore", over="ignore", under="ignore"):
             log = float(np.log(second)) + field.log_scale
-            mean = float(np.mean(field.mean)) * float(np.exp(0.5 * field.log_scale))
-            return mean, log, float(np.exp(log))
+            return mean * float(np.exp(0.5 * field.log_scale)), log, float(np.exp(log))
 
     def map(self, function: object, **changes: object) -> "State":
         """Returns the state with `function` applied to every part's field."""

@@ -75,7 +75,7 @@ class Equation:
             return own
         return _jax.source_line(self.call)
 
-    @property
+    @functools.cached_property
     def values_in(self) -> tuple[int, ...]:
         """The operands that are values, without the literals."""
         return tuple(a for a in self.inputs if isinstance(a, int))

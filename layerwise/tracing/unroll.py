@@ -164,7 +164,7 @@ class _Writer:
 
     def _copy(self, e: Equation, operands: tuple[Atom, ...]) -> list[Atom]:
         outs = tuple(self._new(v.aval) for v in e.eqn.outvars)
-        new = dataclasses.replace(e, inputs=operands, outputs=outs)
+        new = Equation(e.eqn, e.name, operands, outs, e.bodies, e.scope, e.call)
         self.equations.append(new)
         if any(a in self.signals for a in operands if isinstance(a, int)):
             self.signals.update(outs)

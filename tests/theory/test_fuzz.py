@@ -179,6 +179,18 @@ FOUND = {
         size=4,
         rank=1,
     ),
+    # The same zeros, behind a function that is flat above too.
+    "a depthwise convolution between clipped ReLU": Architecture(
+        ("bottleneck", "gate_with:3", "project:2", "inverted", "subtract:3", "cat:1"),
+        act="relu6",
+        width=24,
+        gain=2.0,
+        head="first",
+        inputs="photo",
+        size=5,
+        rank=1,
+        batch=1,
+    ),
     # A unit is one of the few that its own branch reads: both are large together.
     "a narrow value plus its own branch": Architecture(
         ("scan", "gate_with:3", "gate_with:2"),

@@ -67,6 +67,25 @@ def test_lags_between_are_read_off_their_own_kind(comb, size):
     inside = [(p + v >= 0) & (p + v < size) for v in held]
     table = np.stack([kinds[v] * there for v, there in zip(held, inside, strict=True)])
     for lag, value in kinds.items():
-        got = lagging.at_lag(table[None], [held], 0, lag, comb)[0]
+        (got,) = lagging.at_lags(table[None], [held], 0, [lag], comb)
         there = (p + lag >= 0) & (p + lag < size)
-        np.testing.assert_allclose(got, value * there, atol=1e-12)
+        np.testing.assert_allclose(got[0], value * there, atol=1e-12)
+
+
+@given(st.integers(17, 24), st.floats(0.1, 3.0))
+def test_positions_that_are_one_and_the_same_are_read_at_any_lag(size, wave):
+    """However unlike their sizes are, as they are at the borders of a padded map."""
+    x = 1.1 + np.cos(wave * np.arange(3 * size)).reshape(3, size, 1)
+    held = (lagging.lag_values(3), lagging.lag_values(size, lagging.SPARSE))
+    table = one_by_one(x, held)[None]
+    pairs = lagging.to_pairs(table, held, 1, 1)[0]
+    expected = one_by_one(x, (held[0], tuple(range(1 - size, size))))
+    p = np.arange(size)
+    for a, lag in enumerate(range(1 - size, size)):
+        there = p[(p + lag >= 0) & (p + lag < size)]
+        np.testing.assert_allclose(
+            pairs[:, :, there, there + lag], expected[:, a, :, there].transpose(1, 2, 0)
+        )
+    np.testing.assert_allclose(
+        lagging.row_sums(table, held, (1, 1))[0], x[..., 0] * x.sum(), rtol=1e-9
+    )

@@ -231,13 +231,14 @@ def convolve(
             table = _sum_over_taps(table, axis, 1 + rank + a, transpose)
         else:
             # Output lag l is made of input lag l * down / up: one tap at both ends.
-            slices = []
-            for lag in held:
-                if lag * down % up:
-                    piece = np.zeros_like(np.take(table, 0, axis=1 + a))
-                else:
-                    piece = lagging.at_lag(table, lags, a, lag * down // up, comb[a])
-                slices.append(_sum_over_taps(piece, axis, rank + a, transpose))
+            asked = [v * down // up for v in held if v * down % up == 0]
+            found = lagging.at_lags(table, lags, a, asked, comb[a])
+            pieces = dict(zip(asked, found, strict=True))
+            none = np.zeros_like(np.take(table, 0, axis=1 + a))
+            slices = [
+                pieces[v * down // up] if v * down % up == 0 else none for v in held
+            ]
+            slices = [_sum_over_taps(v, axis, rank + a, transpose) for v in slices]
             table = np.stack(slices, axis=1 + a)
             lags[a] = held
             comb[a] = comb[a] * up // int(np.gcd(comb[a] * up, down))
