@@ -8,8 +8,9 @@ One row per architecture and direction. The error of a weight operation is
 |log(predicted / measured)| of its pre-activation's second moment (forward) or of that
 of its cotangent (backward), cumulative from the input or the output, in percent; beyond
 two standard errors of the measured mean over draws. `se` is the median standard error,
-`stated` the largest tolerance that the prediction itself states. `measured` in its
-place: there the prediction claims nothing, and the bar does not apply.
+`stated` the largest tolerance that the prediction itself states. Of operations that
+were sampled, and are graded `measured`, the prediction claims nothing: they are counted
+beside the bar, and their errors are not.
 """
 
 import argparse
@@ -211,7 +212,10 @@ CASES = {
 
 
 class Row(NamedTuple):
-    """Errors of one architecture in one direction, in percent."""
+    """Errors of one architecture in one direction, in percent.
+
+    Of those weight operations that something is claimed of; `measured` are the others.
+    """
 
     median: float
     worst: float
@@ -219,7 +223,8 @@ class Row(NamedTuple):
     worst_beyond: float
     standard_error: float
     stated: float
-    measured: bool
+    claimed: int
+    measured: int
 
     def meets(self, bar: tuple[float, float]) -> bool:
         """Whether the errors beyond two standard errors are within the bar."""
@@ -244,8 +249,14 @@ def compare(case: Case, draws: int, size: int) -> tuple[dict[str, Row], str, flo
         mean = samples.mean(axis=0)
         sem = samples.std(axis=0, ddof=1) / np.sqrt(len(samples)) / mean
         error = np.abs(np.log(predicted.second[direction][at] / mean))
+        grades = [predicted.grade[direction][i] for i in at]
+        claimed = np.array([g is not Grade.MEASURED for g in grades])
+        if not claimed.any():
+            rows[direction] = Row(*[np.nan] * 6, claimed=0, measured=len(at))
+            continue
+        error, sem = error[claimed], sem[claimed]
         beyond = np.maximum(error - 2 * sem, 0.0)
-        stated = predicted.tolerance[direction][at]
+        stated = predicted.tolerance[direction][at][claimed]
         numbers = (
             np.median(error),
             np.max(error),
@@ -254,9 +265,9 @@ def compare(case: Case, draws: int, size: int) -> tuple[dict[str, Row], str, flo
             np.median(sem),
             np.max(stated),
         )
-        grades = [predicted.grade[direction][i] for i in at]
+        count = int(claimed.sum())
         rows[direction] = Row(
-            *(100.0 * float(v) for v in numbers), measured=Grade.MEASURED in grades
+            *(100.0 * float(v) for v in numbers), count, len(at) - count
         )
     return rows, predicted.coverage, seconds
 
@@ -276,12 +287,13 @@ HEADER = (
 
 def cells(name: str, direction: str, row: Row, bar: tuple[float, float]) -> list[str]:
     """Returns a row of the table."""
+    if not row.claimed:
+        return [name, direction, *[""] * 6, "measured, not claimed"]
     numbers = [f"{v:.1f}" for v in row[:5]]
     verdict = "met" if row.meets(bar) else "**missed**"
     if row.measured:
-        verdict = "not claimed"
-    stated = "measured" if row.measured else f"{row.stated:.0f}"
-    return [name, direction, *numbers, stated, verdict]
+        verdict += f" by {row.claimed}, {row.measured} measured"
+    return [name, direction, *numbers, f"{row.stated:.0f}", verdict]
 
 
 def page(rows: dict[str, dict[str, Row]], setting: str) -> str:

@@ -208,9 +208,21 @@ def mapped(
     if sums:  # pairs of positions enter, and they are right for wide layers only
         grade = max(grade, Grade.APPROXIMATE)
         tolerance += state.pair_tolerance
+        if not all(lagging.is_complete(f.lags, f.sizes) for _, f in state.parts):
+            tolerance += BETWEEN_LAGS[ctx.level]
     return dataclasses.replace(
         state, axes=axes, parts=parts, grade=grade, terms=(), tolerance=tolerance
     )
+
+
+BETWEEN_LAGS = {
+    lagging.NONE: 0.0,
+    lagging.FEWEST: 0.04,
+    lagging.SPARSE: 0.02,
+    lagging.DENSE: 0.01,
+    lagging.FULL: 0.0,
+}
+"""A sum over pairs of positions, by how few lags are held (60 layers on 32 x 32)."""
 
 
 def mapped_back(
