@@ -265,9 +265,10 @@ def compare(case: Case, draws: int, size: int) -> tuple[dict[str, Row], str, flo
             np.median(sem),
             np.max(stated),
         )
-        count = int(claimed.sum())
         rows[direction] = Row(
-            *(100.0 * float(v) for v in numbers), count, len(at) - count
+            *(100.0 * float(v) for v in numbers),
+            claimed=int(claimed.sum()),
+            measured=int((~claimed).sum()),
         )
     return rows, predicted.coverage, seconds
 

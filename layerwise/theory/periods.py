@@ -154,23 +154,14 @@ class Row:
     def _alike(self, states: Sequence[State], length: int) -> bool:
         """Whether only what a step changes differs, and the tables not at all."""
         now, *others = states
-        for back, then in enumerate(others, 1):
-            moved = self._moved(then.roots, self.sign * back * length)
-            if moved != now.roots or now.terms or then.terms:
-                return False
-            if (now.grade, now.mean_grade, now.sources, now.chosen) != (
-                then.grade,
-                then.mean_grade,
-                then.sources,
-                then.chosen,
-            ):
-                return False
-            if len(now.parts) != 1 or len(then.parts) != 1:
-                return False
-            logs = [s.moments()[1] - s.parts[0][1].log_scale for s in (now, then)]
-            if not abs(logs[0] - logs[1]) <= 1e-12:
-                return False
-        return True
+        if len(now.parts) != 1:
+            return False
+        return all(
+            self._moved(then.roots, self.sign * back * length) == now.roots
+            and _constant(then) == _constant(now)
+            and abs(_level(then) - _level(now)) <= 1e-12
+            for back, then in enumerate(others, 1)
+        )
 
     def _moved(self, roots: frozenset[int], by: int) -> frozenset[int]:
         """Returns the outputs of the nodes that stand so much farther on."""
@@ -208,6 +199,8 @@ class Rest:
     ):
         self.periods = Periods(nodes, kinds, apart)
         self.through, self.behind = Row(self.periods, 1), Row(self.periods, -1)
+        # Node -> the run of rows that its result was found to be a step of.
+        self.run: dict[int, int] = {}
 
     def forward(self, node: Node, recalled: bool, known: dict[int, State]) -> None:
         """Fills in results.
@@ -223,8 +216,11 @@ class Rest:
         length = self.through.add(i, (known[node.output],))
         if length is None:
             return None
+        self.run.update(dict.fromkeys(self.through.found, i))
         for k in self.periods.after(i, length):
             (known[self.periods.nodes[k].output],) = self.through.ahead(i, k, length)
+            self.run[k] = i
+        return self.through.clear()
 
     def back(
         self,
@@ -254,13 +250,15 @@ class Rest:
         if length is None:
             return set()
 
-        def held(k: int) -> list[bool]:
-            values = (nodes[k].output - 1, nodes[k].output, *nodes[k].inputs)
-            return [v < pairs_from for v in values]
+        def setting(k: int) -> list[Any]:
+            values = (nodes[k].output, *nodes[k].inputs)
+            runs = [self.run.get(self.periods.at[v]) for v in values]
+            return [*runs, *(v < pairs_from for v in (nodes[k].output - 1, *values))]
 
         filled = {}
         for k in self.periods.before(i, length):
-            if held(k) != held(k + length):
+            here = setting(k)
+            if None in here or here != setting(k + length):
                 break
             filled[nodes[k].output] = k
         inside = {v: [u in filled for u in nodes[k].inputs] for v, k in filled.items()}
@@ -268,7 +266,19 @@ class Rest:
             return set()
         for v, k in filled.items():
             total[v], *cotangents[v] = self.behind.ahead(i, k, length)
+        self.behind.clear()
         return {v for v, x in inside.items() if all(x)}
+
+
+def _constant(state: State) -> tuple[Any, ...]:
+    """Returns what no step changes."""
+    own = (state.grade, state.mean_grade, state.sources, state.terms, state.chosen)
+    return (*own, len(state.parts))
+
+
+def _level(state: State) -> float:
+    """Returns the logarithm of the table's own level."""
+    return state.moments()[1] - state.parts[0][1].log_scale
 
 
 def _numbers(state: State) -> np.ndarray:
