@@ -10,7 +10,8 @@ and over its channels, with the scale kept apart as a logarithm so that values d
 import dataclasses
 import enum
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -175,7 +176,7 @@ class Field:
 
     def replace(self, **changes: object) -> "Field":
         """Returns a copy with changes."""
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+        return _replaced(self, changes)
 
     def advanced(self, log_scale: float, spread: float) -> "Field":
         """Returns the field at another scale, with more spread."""
@@ -274,9 +275,10 @@ class State:
     def _moments(self) -> tuple[float, float, float]:
         field = self.average()
         mean, second = field.levels
-        with np.errstate(divide="ignore", over="ignore", under="ignore"):
-            log = float(np.log(second)) + field.log_scale
-            return mean * float(np.exp(0.5 * field.log_scale)), log, float(np.exp(log))
+        log = -math.inf if second == 0.0 else math.nan
+        if second > 0.0:
+            log = math.log(second) + field.log_scale
+        return mean * _exp(0.5 * field.log_scale), log, _exp(log)
 
     def map(self, function: object, **changes: object) -> "State":
         """Returns the state with `function` applied to every part's field."""
@@ -284,7 +286,30 @@ class State:
         parts = tuple((n, function(f)) for n, f in self.parts)
         if not changes and all(a[1] is b[1] for a, b in zip(parts, self.parts)):
             return self
-        return dataclasses.replace(self, parts=parts, **changes)  # type: ignore[arg-type]
+        return _replaced(self, {"parts": parts, **changes})
+
+
+def _replaced(value: Any, changes: Mapping[str, object]) -> Any:
+    """`dataclasses.replace` without ``__init__``: states are copied often."""
+    made = object.__new__(type(value))
+    names = _names(type(value))
+    made.__dict__.update({name: value.__dict__[name] for name in names})
+    assert changes.keys() <= made.__dict__.keys(), changes.keys()
+    made.__dict__.update(changes)
+    return made
+
+
+@functools.cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(kind))
+
+
+def _exp(x: float) -> float:
+    """Returns exp(x), infinite where float64 has no such number."""
+    return math.inf if x >= LARGEST else math.exp(x)
+
+
+LARGEST = math.log(np.finfo(np.float64).max)
 
 
 def inverse(values: np.ndarray | np.floating) -> np.ndarray:
