@@ -241,6 +241,23 @@ def zero(lags: Sequence[tuple[int, ...]]) -> Index:
     return tuple(v.index(0) for v in lags)
 
 
+def thinned(
+    table: np.ndarray, lags: Sequence[tuple[int, ...]]
+) -> tuple[np.ndarray, tuple[tuple[int, ...], ...]]:
+    """Returns the table without every other of the lags that stand alone."""
+    kept = []
+    for held in lags:
+        positive = [v for v in held if v > 0]
+        run = next((i for i, v in enumerate(positive, 1) if v != i), len(positive) + 1)
+        alone = positive[run - 1 :]
+        few = {0, *positive[: run - 1], *alone[1::2], *alone[-1:]}
+        kept.append(tuple(v for v in held if abs(v) in few))
+    at = [[a.index(v) for v in b] for a, b in zip(lags, kept, strict=True)]
+    for axis, which in enumerate(at):
+        table = np.take(table, which, axis=1 + axis)
+    return table, tuple(kept)
+
+
 def half(lags: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
     """Returns the lags without those that are negative along the first axis."""
     if not lags:

@@ -149,6 +149,18 @@ FOUND = {
     "a transposed convolution on a long map": Architecture(
         ("bias", "cat:3", "transposed"), "gelu", 24, inputs="tokens", size=5, rank=1
     ),
+    # Each position has a variance of its own, and a slope of its own at a maximum.
+    "a maximum of sines on a map of three": Architecture(
+        ("embedded", "squeeze_excite", "even", "scale", "scan"),
+        act="sin",
+        width=16,
+        gain=2.0,
+        head="max",
+        inputs="unequal",
+        size=3,
+        rank=2,
+        batch=4,
+    ),
     # Where a maximum is large, so are the weights that made it: three channels read.
     "a maximum close to the data": Architecture(
         ("add:1",), "square", 12, 1.0, "max", "offset", size=3

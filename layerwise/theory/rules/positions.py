@@ -208,21 +208,44 @@ def mapped(
     if sums:  # pairs of positions enter, and they are right for wide layers only
         grade = max(grade, Grade.APPROXIMATE)
         tolerance += state.pair_tolerance
-        if not all(lagging.is_complete(f.lags, f.sizes) for _, f in state.parts):
-            tolerance += BETWEEN_LAGS[ctx.level]
-    return dataclasses.replace(
+    out = dataclasses.replace(
         state, axes=axes, parts=parts, grade=grade, terms=(), tolerance=tolerance
     )
+    if sums:
+        tolerance += _between_lags(ctx, state, out, found, dropped)
+    return dataclasses.replace(out, tolerance=tolerance)
 
 
-BETWEEN_LAGS = {
-    lagging.NONE: 0.0,
-    lagging.FEWEST: 0.04,
-    lagging.SPARSE: 0.02,
-    lagging.DENSE: 0.01,
-    lagging.FULL: 0.0,
-}
-"""A sum over pairs of positions, by how few lags are held (60 layers on 32 x 32)."""
+def _between_lags(
+    ctx: RuleContext,
+    before: State,
+    after: State,
+    found: Matrices,
+    dropped: Sequence[int],
+) -> float:
+    """Returns what lags that are interpolated may cost a sum over positions.
+
+    That is what it changes to leave out every other of the long ones.
+
+    Raises:
+        NoSoundRule: If that is not small: pairs of positions cancel each other.
+    """
+    worst = 0.0
+    for (_, f), (_, got) in zip(before.parts, after.parts, strict=True):
+        table, lags = lagging.thinned(f.table, f.lags)
+        if lags == f.lags:
+            continue
+        fewer = f.replace(table=table, lags=lags, spread=f.own_spread)
+        other = _mapped(ctx, fewer, before, found, dropped).rescaled(got.log_scale)
+        whole, change = got.levels[1], abs(got.levels[1] - other.levels[1])
+        if not change < CANCELS * whole:
+            raise NoSoundRule("positions that cancel each other, at lags not held")
+        worst = max(worst, change / whole if whole > 0 else 0.0)
+    return worst
+
+
+CANCELS = 0.3
+"""Relative change of a sum's second moment above which no number is given."""
 
 
 def mapped_back(
