@@ -343,13 +343,18 @@ def powers_of(squares: np.ndarray) -> np.ndarray | None:
     factors = np.sort((squares[:, known] / mean[known]).ravel())
     if factors.size == 0 or np.ptp(factors) < 1e-6:
         return None
-    pieces = np.array_split(factors, min(POWERS, factors.size))
-    law = np.array([piece.mean() for piece in pieces])
+    # Zeros stay zeros, however few: what divides by them does not average.
+    zeros = int(np.count_nonzero(factors == 0.0))
+    finest = min(factors.size // max(zeros, 1), POWERS_WITH_ZEROS) if zeros else 1
+    count = min(max(POWERS, finest), factors.size)
+    none = min(max(round(count * zeros / factors.size), min(zeros, 1)), count - 1)
+    pieces = np.array_split(factors[zeros:], count - none)
+    law = np.array([*[0.0] * none, *(piece.mean() for piece in pieces)])
     return law / law.mean()
 
 
-POWERS = 16
-"""Factors that a law over examples is reduced to."""
+POWERS, POWERS_WITH_ZEROS = 16, 64
+"""Factors that a law over examples is reduced to, and where zeros are rare."""
 
 
 def of_batch(squares: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:

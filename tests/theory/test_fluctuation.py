@@ -216,3 +216,13 @@ def test_alike_cotangents_see_that_positions_share_their_weights(key):
     sem = got.std(axis=0, ddof=1) / np.sqrt(len(got)) / got.mean(axis=0)
     assert np.all(off[1:4] > 5 * sem[1:4])
     assert np.all(np.abs(off) <= 5 * sem + found.curve_tolerance("backward"))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.05, 0.5, 0.99])
+def test_zeros_among_examples_stay_zeros(share):
+    squares = 1.0 + np.arange(1000.0).reshape(1000, 1) % 7
+    squares[: int(1000 * share)] = 0.0
+    law = fluctuation.powers_of(squares)
+    assert law.mean() == pytest.approx(1.0)
+    assert np.mean(law == 0.0) == pytest.approx(share, abs=0.06)
+    assert np.any(law == 0.0) == (share > 0)

@@ -161,6 +161,17 @@ FOUND = {
         rank=2,
         batch=4,
     ),
+    # Two windows of 36 are zero, and are divided by the root of epsilon.
+    "few positions that are zero, normalized": Architecture(
+        ("rms_norm", "grown", "layer_scaled", "projected", "add:3"),
+        act="abs",
+        width=24,
+        head="flat",
+        inputs="sparse",
+        size=3,
+        rank=2,
+        batch=4,
+    ),
     # Where a maximum is large, so are the weights that made it: three channels read.
     "a maximum close to the data": Architecture(
         ("add:1",), "square", 12, 1.0, "max", "offset", size=3

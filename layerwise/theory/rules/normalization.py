@@ -173,6 +173,7 @@ class Normalize:
             _check(stats)
             own = max(own, 3.0 / stats.freedom)
             if not extent.positions:
+                _check_filled(f)
                 own = max(own, 3.0 / stats.freedom + UNLIKE * f.own_spread)
             off = max(off, VANISHING * f.own_spread**2)
             parts.append((n, _normalized(found, extent, f, stats)))
@@ -241,6 +242,11 @@ def _check(stats: _Statistics, enough: float = ENOUGH_FORWARD) -> None:
         raise NoSoundRule(
             f"a normalization over {stats.freedom:.1f} effective degrees of freedom"
         )
+
+
+def _check_filled(f: Field) -> None:
+    if f.powers is not None and np.any(f.powers == 0.0):
+        raise NoSoundRule("a normalization of positions that are zero in some examples")
 
 
 def _normalized(
