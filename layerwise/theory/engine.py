@@ -138,7 +138,7 @@ class Engine:
         self.repeats = Repeats(self.ctx, self.nodes)
         ends = {a for a in traced.graph.outputs if isinstance(a, int)}
         apart = frozenset(ends.union(self.sharing.first))
-        self.rest = Rest(self.nodes, self.repeats.kinds, apart)
+        self.rest = Rest(self.nodes, self.repeats, apart)
         self.undisturbed = scaled is None and within is EVERYTHING
         self.sampler = Sampler(self.ctx, self.inputs, draws, log_scale=self.scales)
 
@@ -413,9 +413,8 @@ class Engine:
                 recalled = recalled and back is not None
                 if back is None:
                     back = rule.backward(ctx, node, states, out, fitted)
-                    operands = (*states, fitted)
-                    check_numbers(back, operands)
-                    self.repeats.remember(node, flags, operands, back)
+                    check_numbers(back, (*states, fitted))
+                    self.repeats.remember_back(node, states, flags, fitted, back)
             except Exception as error:
                 self._sample_back(node, why(error))
                 return
@@ -438,6 +437,7 @@ class Engine:
             recalled and self.undisturbed and not self.sampled,
             self.total,
             self.cotangents,
+            self.known,
             self.first_reader,
         )
 

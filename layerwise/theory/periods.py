@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from layerwise.theory.context import Node
-from layerwise.theory.repeats import TOTAL
+from layerwise.theory.repeats import TOTAL, Repeats
 from layerwise.theory.state import Field, State
 
 
@@ -190,14 +190,12 @@ class Rest:
 
     Args:
         nodes: See `Periods`.
-        kinds: See `Periods`.
+        repeats: What answers them.
         apart: See `Periods`.
     """
 
-    def __init__(
-        self, nodes: Sequence[Node], kinds: Mapping[int, Any], apart: frozenset[int]
-    ):
-        self.periods = Periods(nodes, kinds, apart)
+    def __init__(self, nodes: Sequence[Node], repeats: Repeats, apart: frozenset[int]):
+        self.periods, self.repeats = Periods(nodes, repeats.kinds, apart), repeats
         self.through, self.behind = Row(self.periods, 1), Row(self.periods, -1)
         # Node -> the run of rows that its result was found to be a step of.
         self.run: dict[int, int] = {}
@@ -228,6 +226,7 @@ class Rest:
         recalled: bool,
         total: dict[int, State],
         cotangents: dict[int, list[State]],
+        known: Mapping[int, State],
         pairs_from: int,
     ) -> set[int]:
         """Fills in cotangents.
@@ -237,6 +236,7 @@ class Rest:
             recalled: Whether by an equal one.
             total: Cotangents by value, to which others are added.
             cotangents: What each reader of a value gave to that; likewise.
+            known: Results by value.
             pairs_from: First value whose cotangent is held in pairs of positions.
 
         Returns:
@@ -250,9 +250,14 @@ class Rest:
         if length is None:
             return set()
 
+        still = all(f.response.is_zero for _, f in total[v].parts)
+
         def setting(k: int) -> list[Any]:
             values = (nodes[k].output, *nodes[k].inputs)
             runs = [self.run.get(self.periods.at[v]) for v in values]
+            if still and nodes[k].output < pairs_from:
+                states = [known[v] for v in nodes[k].inputs]
+                runs = [-1] if self.repeats.passes_alike(nodes[k], states) else runs
             return [*runs, *(v < pairs_from for v in (nodes[k].output - 1, *values))]
 
         filled = {}

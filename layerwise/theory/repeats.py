@@ -95,16 +95,60 @@ class Repeats:
         return _advanced(result, shifts[0], states[0], before[0], left)
 
     def backward(
-        self, node: Node, states: Sequence[State], flags: Hashable, cotangent: State
+        self,
+        node: Node,
+        states: Sequence[State],
+        flags: tuple[bool, ...],
+        cotangent: State,
     ) -> tuple[State, ...] | None:
         """Returns the operands' cotangents, likewise; they scale with the result's."""
-        found = self._recall(node, flags, (*states, cotangent))
+        flags, operands = self._read(node, states, flags, cotangent)
+        found = self._recall(node, flags, operands)
         if found is None:
             return None
         (*shifts, by), before, results, left = found
-        if not _homogeneous(node) and max(map(abs, shifts)) > self._share(node):
+        still = max(map(abs, shifts), default=0.0) <= self._share(node)
+        if not (still or _homogeneous(node)):
             return None
         return tuple(_advanced(s, by, cotangent, before[-1], left) for s in results)
+
+    def remember_back(
+        self,
+        node: Node,
+        states: Sequence[State],
+        flags: tuple[bool, ...],
+        cotangent: State,
+        results: Sequence[State | None],
+    ) -> None:
+        """Holds the operands' cotangents; `flags`: what else they depend on."""
+        self.remember(node, *self._read(node, states, flags, cotangent), results)
+
+    def _read(
+        self,
+        node: Node,
+        states: Sequence[State],
+        flags: tuple[bool, ...],
+        cotangent: State,
+    ) -> tuple[tuple[bool, ...], Sequence[State]]:
+        """Returns what the operands' cotangents depend on: flags and moments."""
+        still = all(f.response.is_zero for _, f in cotangent.parts)
+        alone = flags[0] and still and self.passes_alike(node, states)
+        return (*flags, alone), (cotangent,) if alone else (*states, cotangent)
+
+    def passes_alike(self, node: Node, states: Sequence[State]) -> bool:
+        """Whether single positions of a cotangent pass alike whatever the values are.
+
+        If it does not respond to their fluctuation, that is.
+        """
+        if node.name in primitives.WEIGHT_OPERATIONS:
+            return self._keeps_pairs_apart(node)
+        if node.name != "pointwise" or not _homogeneous(node):
+            return False
+        return all(
+            f.shape is None and f.empty == 0.0 and not f.mean.any() and f.second.all()
+            for s in states
+            for _, f in s.parts
+        )
 
     def remember(
         self,
@@ -113,7 +157,7 @@ class Repeats:
         operands: Sequence[State],
         results: Sequence[State | None],
     ) -> None:
-        """Holds results; `flags` is "forward", or what else a cotangent depends on."""
+        """Holds results; `flags` is "forward", or see `remember_back`."""
         kind = self.kinds[node.output]
         if kind is not None and self.counts[kind] >= FEWEST and None not in results:
             kept = tuple(dataclasses.replace(s, terms=()) for s in results if s)

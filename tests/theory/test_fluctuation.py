@@ -223,6 +223,7 @@ def test_zeros_among_examples_stay_zeros(share):
     squares = 1.0 + np.arange(1000.0).reshape(1000, 1) % 7
     squares[: int(1000 * share)] = 0.0
     law = fluctuation.powers_of(squares)
+    assert law is not None
     assert law.mean() == pytest.approx(1.0)
     assert np.mean(law == 0.0) == pytest.approx(share, abs=0.06)
     assert np.any(law == 0.0) == (share > 0)

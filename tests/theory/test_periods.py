@@ -8,6 +8,7 @@ import pytest
 from layerwise.theory import engine
 from layerwise.theory.periods import Row
 from layerwise.theory.predict import predict
+from layerwise.theory.repeats import TOTAL, Repeats
 
 
 def image(size):
@@ -74,6 +75,13 @@ def test_rows_filled_in_are_those_computed(sizes, monkeypatch):
                 atol=1e-6,
             )
         assert got.grade[direction] == expected.grade[direction]
+    # And as without any memory of equal layers, to what is let go over all of them.
+    monkeypatch.setattr(Repeats, "_recall", lambda *_: None)
+    each = predict(net, None, x)
+    for direction in ("forward", "backward"):
+        np.testing.assert_allclose(
+            got.log_second[direction], each.log_second[direction], atol=TOTAL, rtol=0
+        )
 
 
 class Residual(nn.Module):
