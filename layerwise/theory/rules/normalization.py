@@ -364,7 +364,7 @@ def _unlike(f: Field) -> float:
     return float(-np.log1p(-(spread**2)))
 
 
-FLUCTUATING = 0.8
+FLUCTUATING = 0.9
 
 
 def _or_one(x: np.ndarray) -> np.ndarray:
