@@ -345,9 +345,11 @@ def powers_of(squares: np.ndarray) -> np.ndarray | None:
         return None
     # Zeros stay zeros, however few: what divides by them does not average.
     zeros = int(np.count_nonzero(factors == 0.0))
-    finest = min(factors.size // max(zeros, 1), POWERS_WITH_ZEROS) if zeros else 1
-    count = min(max(POWERS, finest), factors.size)
-    none = min(max(round(count * zeros / factors.size), min(zeros, 1)), count - 1)
+    count, none = min(POWERS, factors.size), 0
+    if zeros:
+        finest = min(factors.size // zeros, POWERS_WITH_ZEROS)
+        count = max(count, finest)
+        none = min(max(round(count * zeros / factors.size), 1), count - 1)
     pieces = np.array_split(factors[zeros:], count - none)
     law = np.array([*[0.0] * none, *(piece.mean() for piece in pieces)])
     return law / law.mean()
