@@ -208,18 +208,16 @@ def mapped(
     if sums:  # pairs of positions enter, and they are right for wide layers only
         grade = max(grade, Grade.APPROXIMATE)
         tolerance += state.pair_tolerance
-    out = dataclasses.replace(
+        tolerance += _between_lags(ctx, state, parts, found, dropped)
+    return dataclasses.replace(
         state, axes=axes, parts=parts, grade=grade, terms=(), tolerance=tolerance
     )
-    if sums:
-        tolerance += _between_lags(ctx, state, out, found, dropped)
-    return dataclasses.replace(out, tolerance=tolerance)
 
 
 def _between_lags(
     ctx: RuleContext,
     before: State,
-    after: State,
+    after: Sequence[tuple[int, Field]],
     found: Matrices,
     dropped: Sequence[int],
 ) -> float:
@@ -231,7 +229,7 @@ def _between_lags(
         NoSoundRule: If that is not small: pairs of positions cancel each other.
     """
     worst = 0.0
-    for (_, f), (_, got) in zip(before.parts, after.parts, strict=True):
+    for (_, f), (_, got) in zip(before.parts, after, strict=True):
         table, lags = lagging.thinned(f.table, f.lags)
         if lags == f.lags:
             continue
