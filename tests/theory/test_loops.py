@@ -172,7 +172,8 @@ KEYED = jnp.array([[0.5, -0.5]])
 
 @pytest.mark.slow
 def test_equal_layers_are_computed_once_and_right_to_a_part_in_a_thousand(monkeypatch):
-    p = deep_params(300, 2.0)
+    depth = 340
+    p = deep_params(depth, 2.0)
     hits = []
     original = repeats.Repeats.forward
 
@@ -183,7 +184,8 @@ def test_equal_layers_are_computed_once_and_right_to_a_part_in_a_thousand(monkey
 
     monkeypatch.setattr(repeats.Repeats, "forward", counting)
     fast = lw.predict(deep, p, IMAGES)
-    assert hits.count(False) < 450  # of 600: two for each layer
+    # Two nodes a layer: those recalled, and those filled in behind them.
+    assert 2 * depth - hits.count(False) > 200
     monkeypatch.setattr(repeats, "FEWEST", 10**9)
     slow = lw.predict(deep, p, IMAGES)
     np.testing.assert_allclose(curves(fast), curves(slow), atol=2e-3)
