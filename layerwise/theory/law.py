@@ -27,6 +27,7 @@ from layerwise.tracing.graph import (
     needed_for,
 )
 from layerwise.tracing.model import leaf_name
+from layerwise.tracing.uncollected import uncollected
 from layerwise.types import PyTree
 
 
@@ -100,6 +101,7 @@ def _given(x: np.ndarray) -> Leaf:
     return Leaf(float(np.mean(np.square(x, dtype=np.float64))), 0.0, None)
 
 
+@uncollected()
 def of_init(init: Callable[..., PyTree], inputs: Sequence[Any]) -> Law:
     """Returns the law of the networks that ``init(key, *inputs)`` draws.
 

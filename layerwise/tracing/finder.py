@@ -19,9 +19,11 @@ from layerwise.tracing.graph import Equation, Graph, from_jaxpr
 from layerwise.tracing.layers import Layer, Lookup, Loop, Step, TracedModel
 from layerwise.tracing.model import ModelFunction, call_error, leaf_name, leak_error
 from layerwise.tracing.pointwise import ScalarFunction, scalar_function
+from layerwise.tracing.uncollected import uncollected
 from layerwise.types import PyTree
 
 
+@uncollected()
 def trace(model: ModelFunction, params: PyTree, inputs: Sequence[Any]) -> TracedModel:
     """Traces a model and finds its layers. Nothing is computed.
 

@@ -24,6 +24,7 @@ from layerwise.errors import (
     UnsupportedModelError,
     message,
 )
+from layerwise.tracing.uncollected import uncollected
 from layerwise.types import PyTree
 
 
@@ -186,6 +187,7 @@ def complete(model: ModelFunction, params: PyTree) -> PyTree:
     return params
 
 
+@uncollected()
 def abstract_params(model: ModelFunction, inputs: Sequence[Any]) -> PyTree:
     """Returns shapes and dtypes of the parameters, without computing any.
 
