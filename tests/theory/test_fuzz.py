@@ -278,6 +278,17 @@ FOUND = {
         size=4,
         rank=0,
     ),
+    # The maximum over a map sits where the entries are large.
+    "a maximum of unequal entries": Architecture(
+        ("pointwise", "cat:1", "transposed", "add:2", "repeated"),
+        act="sin",
+        width=12,
+        gain=1.0,
+        head="max",
+        inputs="sparse",
+        size=4,
+        batch=1,
+    ),
     # Fourth powers of squares of squares are beyond float64.
     "squares of squares": Architecture(
         ("projected", "grouped", "project:2", "cat:3", "patches"),

@@ -89,6 +89,7 @@ def window_max(u):
     return jax.lax.reduce_window(u, low, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads)
 
 
+ROWS = np.array([0.1, 0.2, 0.5, 1.0, 2.0, 3.0]).reshape(HEIGHT, 1, 1)
 MASK = (np.arange(BATCH * HEIGHT * WIDTH * CHANNELS) % 3 > 0).reshape(
     BATCH, HEIGHT, WIDTH, CHANNELS
 )
@@ -191,6 +192,8 @@ MORE = {  # a second form of some rules
     "rows split": (
         lambda p, u: jax.nn.relu(u)[:, :, 1].reshape(BATCH, 2, 3, CHANNELS).sum(1)
     ),
+    "maximum of unequal rows": (lambda p, u: jax.nn.relu(u * ROWS).max((1, 2))),
+    "windows of unequal rows": (lambda p, u: window_max(u * ROWS)),
     "activation behind a sum": (lambda p, u, t: jax.nn.relu(jax.nn.relu(u) + t)),
     "activation behind a product": (
         lambda p, u, t: jax.nn.relu(jax.nn.relu(u) * jax.nn.sigmoid(t) - 0.5)
@@ -337,7 +340,8 @@ MUTATIONS = {
     "mean cross terms of a sum": (elementwise, "table = table + sign * (", "table = table + 0 * (", "add"),  # noqa: E501
     "other taps of a convolution": (linear, "] += values[", "] = values[", "conv_general_dilated"),  # noqa: E501
     "transpose of a linear map": (positions, "field = map_axis(ctx, field, _spatial_index(state, a), m.T)", "field = map_axis(ctx, field, _spatial_index(state, a), m.T / 1.2)", "reduce_sum"),  # noqa: E501
-    "windows of a maximum": (pooling, "second = lagging.along(ct.second * share, back)", "second = lagging.along(ct.second * share / 2, back)", "reduce_window_max"),  # noqa: E501
+    "windows of a maximum": (pooling, "second = pool.unequal.handed(ct.second * active)", "second = pool.unequal.handed(ct.second * active / 2)", "reduce_window_max"),  # noqa: E501
+    "unequal entries of a maximum": (pooling, "first, squared = self.unequal.more", "first, squared = 0.0, 0.0", "maximum of unequal rows"),  # noqa: E501
     "copies of a broadcast": (positions, "np.ones((1, size))", "np.ones((1, size)) / 1.3", "broadcast_in_dim"),  # noqa: E501
     "root of the variance": (normalization, "(stats.variance + epsilon) / boost", "(stats.variance + epsilon) * 2", "normalization"),  # noqa: E501
 }  # fmt: skip
@@ -356,4 +360,4 @@ def test_a_rule_without_one_of_its_terms_fails(name, key, monkeypatch):
     monkeypatch.setitem(sys.modules, "mutant", mutant)  # dataclasses look it up
     exec(compile(source.replace(old, new), "mutant", "exec"), mutant.__dict__)
     with pytest.raises(AssertionError, match="standard errors apart"):
-        check(CASES[case], key)
+        check({**CASES, **MORE}[case], key)

@@ -3,9 +3,10 @@
 Forward, the window's maximum is integrated over the joint normal law of its entries at
 their correlations (`layerwise.theory.window`), averaged over the map; each position is
 scaled by its own window's second moment, and windows cut by padding have constants of
-their own. Backward, each entry of a window is the maximum equally often (exact for
-independent entries, border included), and is active, together with the activation in
-front, as often as a maximum is.
+their own. Entries of unequal size are drawn (`layerwise.theory.unequal`). Backward,
+each entry of a window is the maximum as often as in such draws (where sizes are equal,
+equally often, border included), and is active, together with the activation in front,
+as often as a maximum is.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.rules.elementwise import fit_parts, worst
 from layerwise.theory.rules.positions import expand, map_axis, squeeze
 from layerwise.theory.state import Field, Grade, State
+from layerwise.theory.unequal import Unequal, at_quantiles
 from layerwise.theory.window import Window
 from layerwise.tracing.connections import Axis
 
@@ -93,6 +95,7 @@ class _Pool:
             sd,
             field.shape,
         )
+        self.unequal = Unequal(self.window, field.second, axes)
 
     @functools.cached_property
     def averages(self) -> np.ndarray:
@@ -156,8 +159,9 @@ class _Pool:
 
     def forward(self) -> Field:
         law = self.window.law
-        second_factor = self.per_output(lambda z: law(z) ** 2) / self.base
-        mean_factor = self.per_output(law) / math.sqrt(self.base)
+        first, squared = self.unequal.more
+        second_factor = (self.per_output(lambda z: law(z) ** 2) + squared) / self.base
+        mean_factor = (self.per_output(law) + first) / math.sqrt(self.base)
         local = lagging.along(self.field.second, self.reach) / self.counts
         second, root = second_factor * local, np.sqrt(local)
         mean = mean_factor * root
@@ -309,11 +313,11 @@ def _handed(pool: _Pool, ct: Field, before: Node | None, source: Field | None) -
         before: What made the entries.
         source: Of what, if it is an activation.
     """
-    got = _scatter(pool, ct, 1.0 / pool.counts)
+    got = _scatter(pool, ct, np.ones_like(pool.counts))
     active, times_power, base = pool.alone()
     if before is not None and source is not None:
         active, times_power, base = _behind_slope(pool, before, source)
-        through = _scatter(pool, ct, active / pool.counts)
+        through = _scatter(pool, ct, active)
         got = got.replace(through=through.rescaled(got.log_scale).table)
     passed, turn = _share(active, ct), 0.0
     if passed > 0:
@@ -341,9 +345,8 @@ def _behind_slope(
         unit = float(np.exp(0.5 * source.log_scale))
     mean = float(source.mean.mean()) * unit
     variances = np.ravel(source.second - source.mean**2) * unit**2
-    if variances.size > SITES:
-        variances = np.quantile(variances, (np.arange(SITES) + 0.5) / SITES)
     var = float(variances.mean())
+    variances = at_quantiles(variances, pool.unequal.handed(np.ones_like(pool.counts)))
     factors, chances = source.factors
     laws = [
         (
@@ -361,10 +364,6 @@ def _behind_slope(
         pool.per_output(functools.partial(passed, power=k)) for k in (0, 2)
     )
     return active, times_power, mean**2 + var
-
-
-SITES = 8
-"""Positions, by quantiles of their variance, that stand for all of them."""
 
 
 def _by_rank(
@@ -393,20 +392,21 @@ def _share(values: np.ndarray, ct: Field) -> float:
     return float((values * ct.second).sum()) / total if total > 0 else 0.0
 
 
-def _scatter(pool: _Pool, ct: Field, share: np.ndarray) -> Field:
-    """Returns the cotangent at the entries; `share`: E[1{entry is the maximum} ...].
+def _scatter(pool: _Pool, ct: Field, active: np.ndarray) -> Field:
+    """Returns the cotangent at the entries; `active`: E[s^2] where a maximum is.
 
     Two windows' cotangents that meet in one entry add up as the pair table has them.
     """
     ctx, axes = pool.ctx, pool.axes
     back = [m.T for m in pool.reach]
-    second = lagging.along(ct.second * share, back)
+    second = pool.unequal.handed(ct.second * active)
     sizes = pool.field.sizes
     lags = tuple(lagging.lag_values(n, ctx.level) for n in sizes)
-    # Entries of two windows: taken for independent choices.
+    # Entries of two windows: taken for independent choices, each as often as others.
+    share = active / pool.counts
     pair = ct.table * share * lagging.shifted(share, ct.lags)
     pair[(0, *lagging.zero(ct.lags))] = 0.0
-    both = _meeting(pool, ct, share * pool.counts) if np.any(pair) else 0.0
+    both = _meeting(pool, ct, active) if np.any(pair) else 0.0
     table = np.zeros((len(ct.table), *map(len, lags), *sizes))
     zero = (0, *lagging.zero(lags))
     if np.any(pair) and not ctx.single_back:

@@ -1,0 +1,126 @@
+"""The maximum over windows whose entries differ in size.
+
+The larger an entry, the more often it is the maximum: behind a border of zeros, behind
+a transposed convolution, on images. A window's entries are taken at the correlations
+and the law that they have on average over the map, each scaled to its own second
+moment, and drawn.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from layerwise.theory.window import POINTS, Window
+from layerwise.tracing.connections import Axis
+
+
+EVEN = 0.01
+"""Relative deviation of sizes within a window below which they count as equal."""
+SITES = 8
+"""Windows, or positions, that stand for all of them."""
+DRAWN, AT_ONCE = 20_000_000, 2_000_000
+"""Entries that are drawn to see which is the maximum: in all, and at a time."""
+
+
+class Unequal:
+    """Windows of unequal entries.
+
+    Args:
+        window: Their entries, as on average over the map.
+        second: ``(*sizes)``: second moments of the map.
+        axes: Where the windows lie, by spatial axis.
+    """
+
+    def __init__(self, window: Window, second: np.ndarray, axes: Sequence[Axis]):
+        self.window, self.second, self.axes = window, second, axes
+
+    @functools.cached_property
+    def entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """``(output, entry)``: where each stands in the map, whether, and its size.
+
+        The size is in root mean squares of its window.
+        """
+        rows = np.ix_(*(np.ravel(a.sources) for a in self.axes))
+        split = [n for a in self.axes for n in a.sources.shape]
+        order = [*range(0, len(split), 2), *range(1, len(split), 2)]
+
+        def by_output(x: np.ndarray) -> np.ndarray:
+            return x.reshape(split).transpose(order).reshape(-1, self.window.count)
+
+        places = np.arange(self.second.size).reshape(self.second.shape)
+        at = by_output(places[rows])
+        there = by_output(math.prod((r >= 0 for r in rows), start=np.array(True)))
+        second = np.where(there, self.second.ravel()[at], 0.0)
+        mean = second.sum(1, keepdims=True) / there.sum(1, keepdims=True)
+        return at, there, np.sqrt(second / mean)
+
+    @functools.cached_property
+    def uneven(self) -> np.ndarray:
+        """``(output,)``: relative deviation of the sizes of a window's entries."""
+        _, there, sizes = self.entries
+        return np.sqrt(np.maximum(1 - (sizes.sum(1) / there.sum(1)) ** 2, 0.0))
+
+    @functools.cached_property
+    def more(self) -> tuple[np.ndarray, np.ndarray]:
+        """What entries of unequal size add to E[max] and E[max^2] at every output.
+
+        The larger ones are the maximum more often. By how much, is drawn for windows
+        from even to most uneven, and taken for a function of how uneven one is.
+        """
+        _, there, sizes = self.entries
+        ranks = np.linspace(0, len(sizes) - 1, SITES).astype(int)
+        chosen = np.unique(np.argsort(self.uneven)[ranks])
+        chosen = chosen[np.argsort(self.uneven[chosen])]
+        first, squared = np.zeros(len(chosen)), np.zeros(len(chosen))
+        for i, output in enumerate(chosen):
+            if self.uneven[output] < EVEN:
+                continue
+            keep = there[output]
+            entries = self.window.law(self.window.draws[:, keep])
+            equal, now = entries.max(1), (entries * sizes[output, keep]).max(1)
+            first[i], squared[i] = np.mean(now - equal), np.mean(now**2 - equal**2)
+        return tuple(  # type: ignore[return-value]
+            np.interp(self.uneven, self.uneven[chosen], v).reshape(
+                [a.n_outputs for a in self.axes]
+            )
+            for v in (first, squared)
+        )
+
+    @functools.cached_property
+    def wins(self) -> np.ndarray:
+        """``(output, entry)``: how often each entry of a window is its maximum."""
+        _, there, sizes = self.entries
+        out = there / there.sum(1, keepdims=True)
+        uneven = np.flatnonzero(self.uneven >= EVEN)
+        if not len(uneven):
+            return out
+        count = int(np.clip(DRAWN // (len(uneven) * self.window.count), 64, POINTS))
+        z = self.window.draws[:: POINTS // count]
+        entries = self.window.law(z)
+        for some in np.array_split(uneven, -(-len(uneven) * z.size // AT_ONCE)):
+            values = sizes[some, None] * entries
+            values = np.where(there[some, None], values, -np.inf)
+            top = values.max(2, keepdims=True)
+            # An activation may have cut all of them off; then none passes anything on.
+            once = (values == top).sum(2, keepdims=True) == 1
+            won = ((values == top) & once).sum(1)
+            total = won.sum(1, keepdims=True)
+            out[some] = np.where(total > 0, won / np.maximum(total, 1), out[some])
+        return out
+
+    def handed(self, values: np.ndarray) -> np.ndarray:
+        """Returns at every entry the sum of outputs' values, as often as it wins."""
+        at, there, _ = self.entries
+        share = self.wins * there * values.reshape(-1, 1)
+        total = np.bincount(at.ravel(), share.ravel(), self.second.size)
+        return total.reshape(self.second.shape)
+
+
+def at_quantiles(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns `SITES` values that stand for all of them, equally often."""
+    order = np.argsort(values)
+    below = np.cumsum(weights.ravel()[order]) / weights.sum()
+    at = np.searchsorted(below, (np.arange(SITES) + 0.5) / SITES)
+    return values[order][np.minimum(at, values.size - 1)]
