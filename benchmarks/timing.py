@@ -1,6 +1,11 @@
-"""Interleaved timing: variants take turns, so that a busy machine is shared fairly."""
+"""Interleaved timing: variants take turns, so that a busy machine is shared fairly.
+
+In an order that is shuffled for every round, and not before a call that is not counted:
+what ran before leaves memory and caches as it used them, and the next call pays for it.
+"""
 
 import dataclasses
+import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,20 +36,29 @@ class Times:
 
 
 def interleaved(
-    variants: Mapping[str, tuple[Callable[[], Any], int]], rounds: int
+    variants: Mapping[str, tuple[Callable[[], Any], int]],
+    rounds: int,
+    *,
+    again: bool = True,
 ) -> dict[str, Times]:
     """Times every variant once per round.
 
     Args:
         variants: Name -> (function that returns when its work is done, units of work).
-        rounds: Number of rounds, besides one that is thrown away.
+        rounds: Number of rounds.
+        again: In each turn, call once more before the call that is timed. Without it
+            one more round is run, and thrown away.
     """
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
-    for number in range(rounds + 1):
-        for name, (call, units) in variants.items():
+    order, shuffler = list(variants.items()), random.Random(0)
+    for number in range(rounds + (not again)):
+        shuffler.shuffle(order)
+        for name, (call, units) in order:
+            if again:
+                call()
             wall, cpu = time.perf_counter(), time.process_time()
             call()
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            if number:
+            if again or number:
                 seen[name].append((wall / units, cpu / units))
     return {name: Times(*np.array(t).T) for name, t in seen.items()}
