@@ -19,6 +19,7 @@ from layerwise.tracing import TracedModel, trace
 from layerwise.tracing.model import check_params
 from layerwise.tracing.prepare import Prepared, prepare
 from layerwise.tracing.sites import NamedValue, all_values, named_values
+from layerwise.tracing.uncollected import uncollected
 from layerwise.tracing.unroll import Unrolled, unroll
 from layerwise.types import PyTree
 
@@ -96,6 +97,7 @@ def check_method(method: str) -> None:
         )
 
 
+@uncollected()
 def predict_traced(
     traced: TracedModel,
     law: laws.Law,
