@@ -95,7 +95,9 @@ class _Pool:
             sd,
             field.shape,
         )
-        self.unequal = Unequal(self.window, field.second, axes)
+        # In `sitewise` alike, as in the table that it refines.
+        sizes = np.ones_like(field.second) if ctx.white else field.second
+        self.unequal = Unequal(self.window, sizes, axes)
 
     @functools.cached_property
     def averages(self) -> np.ndarray:
