@@ -54,6 +54,7 @@ class Planner:
         self.nodes: dict[int, Node] = {}
         self.functions: dict[str, ScalarFunction] = {}
         self.shared: dict[ScalarFunction, ScalarFunction] = {}
+        self.scalar: dict[Equation, bool] = {}
         finder = Finder(self.graph, self.flow, deterministic, constant, self._is_scalar)
         self.exits = self._exits(cuts)
         for block in finder.find(cuts):
@@ -202,6 +203,12 @@ class Planner:
         return max(end, at + 1)
 
     def _is_scalar(self, equation: Equation) -> bool:
+        """Whether an equation is one scalar function of every entry; asked often."""
+        if equation not in self.scalar:
+            self.scalar[equation] = self._reads_scalars(equation)
+        return self.scalar[equation]
+
+    def _reads_scalars(self, equation: Equation) -> bool:
         if equation.name in primitives.LAYOUT and equation.name not in _NEUTRAL:
             return not any(v in self.flow.root for v in equation.values_in)
         if equation.name not in (
