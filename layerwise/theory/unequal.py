@@ -70,9 +70,8 @@ class Unequal:
         from even to most uneven, and taken for a function of how uneven one is.
         """
         _, there, sizes = self.entries
-        ranks = np.linspace(0, len(sizes) - 1, SITES).astype(int)
-        chosen = np.unique(np.argsort(self.uneven)[ranks])
-        chosen = chosen[np.argsort(self.uneven[chosen])]
+        ranks = np.unique(np.linspace(0, len(sizes) - 1, SITES).astype(int))
+        chosen = np.argsort(self.uneven)[ranks]
         first, squared = np.zeros(len(chosen)), np.zeros(len(chosen))
         for i, output in enumerate(chosen):
             if self.uneven[output] < EVEN:
@@ -112,8 +111,8 @@ class Unequal:
 
     def handed(self, values: np.ndarray) -> np.ndarray:
         """Returns at every entry the sum of outputs' values, as often as it wins."""
-        at, there, _ = self.entries
-        share = self.wins * there * values.reshape(-1, 1)
+        at, _, _ = self.entries
+        share = self.wins * values.reshape(-1, 1)
         total = np.bincount(at.ravel(), share.ravel(), self.second.size)
         return total.reshape(self.second.shape)
 
