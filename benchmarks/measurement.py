@@ -89,12 +89,12 @@ def measure_network(name: str, rounds: int, *, memory: bool) -> dict[str, Any]:
     case = CASES[name]()
     bench = Bench(case)
     single = bench.single()
-    singles = interleaved(single, rounds)
     # The taps cost less than a round scatters by: those two alone, and more often.
-    pair = ("layerwise", "layerwise, one tap")
-    beside = interleaved({k: single[k] for k in pair}, TAP_ROUNDS * rounds)
-    singles["layerwise, one tap"] = beside["layerwise, one tap"]
-    singles["layerwise, beside one tap"] = beside["layerwise"]
+    pair = {
+        "layerwise, beside one tap": single["layerwise"],
+        "layerwise, one tap": single.pop("layerwise, one tap"),
+    }
+    singles = interleaved(single, rounds) | interleaved(pair, TAP_ROUNDS * rounds)
     variants: dict[str, Any] = dict(bench.many())
     try:
         from benchmarks.torch_variants import variants as torch_variants
