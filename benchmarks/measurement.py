@@ -205,11 +205,7 @@ def main(argv: list[str]) -> None:
         console.print(f"{name} ...")
         results[name] = measure_network(name, _ROUNDS.value, memory=not _QUICK.value)
         if _OUT.value:
-            after = {"load_average_after": os.getloadavg()}
-            with open(_OUT.value, "w") as file:
-                json.dump(
-                    {"machine": before | after, "networks": results}, file, indent=1
-                )
+            _write(_OUT.value, before, results)
     render(results, console)
     if not _QUICK.value:
         (name,) = MANY_DRAWS

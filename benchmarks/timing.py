@@ -1,7 +1,7 @@
 """Interleaved timing: variants take turns, so that a busy machine is shared fairly.
 
 The order is shuffled for every round, and a turn can begin with a call that is not
-counted: what ran before leaves memory and caches as it used them, and the next call pays.
+counted: what ran before leaves memory and caches as it used them, and the next pays.
 """
 
 import dataclasses
