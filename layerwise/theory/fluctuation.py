@@ -46,10 +46,10 @@ def excess(field: Field) -> float:
 
 def _typical(field: Field) -> np.ndarray:
     """``(node,)``: an entry of typical mean and variance."""
-    g = marginal.nodes() if field.shape is None else field.shape
     variance = max(float(np.mean(field.second - np.square(field.mean))), 0.0)
     root = float(np.sqrt(np.mean(np.square(field.mean))))
-    return np.copysign(root, np.mean(field.mean)) + np.sqrt(variance) * g
+    mean = np.copysign(root, np.mean(field.mean))
+    return marginal.entries(field.shape, mean, np.sqrt(variance))
 
 
 def correlation_of_squares(field: Field) -> np.ndarray:

@@ -167,12 +167,19 @@ def around(held: tuple[int, ...], lag: int, comb: int) -> tuple[int, int, float]
 
 
 def to_pairs(
-    table: np.ndarray, lags: Sequence[tuple[int, ...]], axis: int, comb: int
+    table: np.ndarray,
+    lags: Sequence[tuple[int, ...]],
+    axis: int,
+    comb: int,
+    partner: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Returns one axis in full, ``(..., p, p')``, its lag and position axes gone."""
+    """Returns one axis in full, ``(..., p, p')``, its lag and position axes gone.
+
+    See `at_lags`.
+    """
     rank = len(lags)
     size = table.shape[1 + rank + axis]
-    slices = at_lags(table, lags, axis, range(-(size - 1), size), comb)
+    slices = at_lags(table, lags, axis, range(-(size - 1), size), comb, partner)
     slices = [np.moveaxis(piece, rank + axis, -1) for piece in slices]
     stacked = np.stack(slices, axis=-1)  # (..., p, lag)
     p = np.arange(size)

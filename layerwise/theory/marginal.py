@@ -51,6 +51,30 @@ def hermite() -> np.ndarray:
     return w[:, None] * basis
 
 
+ROUNDING = 1e-12
+FLAT = 0.01
+"""Probability of one value, from which an end of a law is flat, as ReLU's is."""
+NEAR_ZERO = 0.1
+
+
+def entries(law: np.ndarray | None, mean: Any, sd: Any) -> np.ndarray:
+    """Returns ``(..., node)``: x at the nodes, of one law, by means and deviations.
+
+    ReLU makes many zeros, and its slope there is not the one beside: what rounding
+    leaves of a zero is zero, and so is a flat end of a law that averages over positions
+    and networks have moved to within `NEAR_ZERO` of the root mean square.
+    """
+    mean, sd = np.asarray(mean)[..., None], np.asarray(sd)[..., None]
+    if law is None:
+        return np.asarray(mean + sd * nodes())
+    x, near = mean + sd * law, ROUNDING * (np.abs(mean) + sd)
+    for end in (law[0], law[-1]):
+        flat = law == end
+        if weights()[flat].sum() > FLAT:
+            near = np.where(flat, NEAR_ZERO * np.hypot(mean, sd), near)
+    return np.where(np.abs(x) > near, x, 0.0)
+
+
 def of_samples(values: np.ndarray) -> np.ndarray | None:
     """Returns the marginal law of drawn values; None if all are equal."""
     ordered = np.sort(values)

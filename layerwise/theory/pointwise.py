@@ -22,9 +22,9 @@ from layerwise.moments.activations import Numeric, two_slopes
 from layerwise.theory import fluctuation, lags as lagging
 from layerwise.theory.marginal import (
     ORDER,
+    entries,
     hermite,
     latent_correlation,
-    nodes,
     of_two_slopes,
     power_sum,
     standardize,
@@ -145,10 +145,8 @@ class Pointwise:
             function: The function.
             power: Factor of the field's second moment (one network's, say).
         """
-        g = nodes() if self.field.shape is None else self.field.shape
         sites = self.sites if self._grid is None else self._grid[0]
-        mean, sd = sites * np.sqrt(power)
-        return function(mean[:, None] + sd[:, None] * g[None, :])
+        return function(entries(self.field.shape, *(sites * np.sqrt(power))))
 
     def expand(self, site_values: np.ndarray) -> np.ndarray:
         """Returns values per site as values per position."""
@@ -199,7 +197,6 @@ class Pointwise:
         """Returns the field of phi(x); `shift` is what the spread did to its log."""
         f = self.field
         slopes = two_slopes(phi)
-        g = nodes() if f.shape is None else f.shape
         centred = f.shape is None and not np.any(f.mean)
         if slopes is not None and slopes[0] == slopes[1] != 0.0:
             return f.scaled(slopes[0] ** 2).replace(
@@ -221,14 +218,14 @@ class Pointwise:
                 comb=f.comb,
                 spread=f.spread,
                 empty=f.empty,
+                powers=f.powers,
             )
         if slopes is not None:  # one factor on all of a network scales out
             mean, _, table = self.pairs(self.values(phi))
-            spread = f.spread
+            spread, powers = f.spread, f.powers
         else:
-            mean, table, spread, self.shift = self.averaged(phi)
-        typical = self.sites.mean(axis=1)
-        shape = standardize(phi(typical[0] + typical[1] * g))
+            mean, table, spread, powers, self.shift = self.averaged(phi)
+        shape = standardize(self.typical(phi))
         odd = f.symmetric and bool(
             np.allclose(mean, 0.0, atol=1e-9 * np.sqrt(np.abs(table).max() + 1e-300))
         )
@@ -243,12 +240,13 @@ class Pointwise:
             comb=f.comb,
             spread=spread,
             empty=f.empty if slopes is not None else 0.0,
+            powers=powers,
         )
         return out.normalized()
 
     def averaged(
         self, function: Numeric, factor: Any = 1.0
-    ) -> tuple[np.ndarray, np.ndarray, Any, float]:
+    ) -> tuple[np.ndarray, np.ndarray, Any, np.ndarray | None, float]:
         """Returns moments of a function, the field's own second moment fluctuating.
 
         Args:
@@ -256,8 +254,8 @@ class Pointwise:
             factor: ``(node,)``: what else it is multiplied by, by z.
 
         Returns:
-            Its mean, its pair table (see `pairs`), the spread of its second moment,
-            and by how much the fluctuation moved the logarithm of that.
+            Its mean, its pair table (see `pairs`), the spread and the powers of its
+            second moment, and by how much the fluctuation moved the logarithm of that.
         """
         mean, second, table = self.pairs(self.values(function) * factor)
         factors, chances = self.field.factors
@@ -265,9 +263,9 @@ class Pointwise:
         units, odds = log_normal(mixture if mixture > LITTLE_MIXED else 0.0)
         own = self.field.own_spread
         if self.field.powers is not None:
-            own = float(np.var(factors))
+            own = float(chances @ np.square(factors)) - 1.0
         if len(factors) == len(units) == 1:
-            return mean, table, 0.0, 0.0
+            return mean, table, 0.0, None, 0.0
         w = weights()
 
         def over_units(t: float) -> tuple[np.ndarray, np.ndarray]:
@@ -290,10 +288,14 @@ class Pointwise:
         totals = each.reshape(len(factors), -1).mean(axis=1)
         top = float(chances @ totals)
         if not top > 0:
-            return mean, table, 0.0, 0.0
+            return mean, table, 0.0, None, 0.0
         after = float(chances @ np.square(totals / top)) - 1.0
         spread = self.field.spreads * (after / own) if own > 0 else 0.0
-        return mean, table, spread, float(np.log(top / np.mean(second)))
+        powers = None
+        if self.field.powers is not None:
+            by_data = (chances * totals).reshape(len(self.field.powers), -1).sum(axis=1)
+            powers = by_data / by_data.mean()
+        return mean, table, spread, powers, float(np.log(top / np.mean(second)))
 
     def pull_back(
         self, cotangent: Field, phi: Numeric, slope: Numeric, both: bool = True
@@ -327,7 +329,7 @@ class Pointwise:
         else:
             root = np.sqrt(1.0 if given is None else given)
             if slopes is None:
-                _, table, _, self.shift = self.averaged(slope, root)
+                _, table, *_, self.shift = self.averaged(slope, root)
             else:  # one factor on all of a network does not change the slopes
                 _, _, table = self.pairs(self.values(slope) * root)
             alone = 1.0
@@ -362,9 +364,7 @@ class Pointwise:
 
     def typical(self, function: Numeric) -> np.ndarray:
         """Returns ``(node,)``: the function at a typical position."""
-        mean, sd = self.sites.mean(axis=1)
-        g = nodes() if self.field.shape is None else self.field.shape
-        return function(mean + sd * g)
+        return function(entries(self.field.shape, *self.sites.mean(axis=1)))
 
     @property
     def unlike(self) -> float:
@@ -456,9 +456,7 @@ class Pointwise:
     def _curvature(self, slope: Numeric, turn: float) -> tuple[np.ndarray, np.ndarray]:
         """The bend and curl of a smooth function, by Hermite coefficients."""
         rho = self._typical_rho()
-        mean, sd = self.sites.mean(axis=1)
-        g = nodes() if self.field.shape is None else self.field.shape
-        b = slope(mean + sd * g) @ hermite()
+        b = self.typical(slope) @ hermite()
         n = np.arange(ORDER + 1)
         powers = rho[..., None] ** n
         pair = powers @ b**2

@@ -132,9 +132,9 @@ _GROUP = 4
 
 def entries(field: Field) -> np.ndarray:
     """``(node,)``: a typical entry at the nodes."""
-    g = marginal.nodes() if field.shape is None else field.shape
     mean = float(np.mean(field.mean))
-    return mean + np.sqrt(max(float(np.mean(field.second)) - mean**2, 0.0)) * g
+    sd = np.sqrt(max(float(np.mean(field.second)) - mean**2, 0.0))
+    return marginal.entries(field.shape, mean, sd)
 
 
 _CHOOSING = ("reduce_window_max", "reduce_max")

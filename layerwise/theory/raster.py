@@ -26,18 +26,49 @@ def _held(ctx: RuleContext, rows: int, columns: int) -> tuple[int, ...]:
     return held
 
 
+def _alone(field: Field, sizes: tuple[int, ...]) -> Field:
+    """Returns single positions, numbered anew."""
+    one = field.single()
+    return one.replace(
+        mean=one.mean.reshape(sizes),
+        table=one.table.reshape(len(one.table), *(1,) * len(sizes), *sizes),
+        lags=((0,),) * len(sizes),
+        comb=(),
+        joint=None,
+        through=None,
+    )
+
+
+def _in_full(field: Field, axis: int) -> np.ndarray:
+    """``(class, ..., p, p', q, q')``: the pairs along an axis p and the next, q."""
+    units = np.sqrt(np.maximum(field.second, 0.0))
+    partner = lagging.shifted(units, field.lags)
+    table = np.divide(
+        field.table, partner, out=np.zeros_like(field.table), where=partner > 0
+    )
+    ones = np.ones(field.sizes)
+    pairs = lagging.to_pairs(table, field.lags, axis + 1, field.combs[axis + 1], ones)
+    pairs = np.moveaxis(pairs, (-2, -1), (0, 1))
+    lead = pairs.shape[:3]
+    rest = [v for a, v in enumerate(field.lags) if a != axis + 1]
+    pairs = pairs.reshape(-1, *pairs.shape[3:])
+    ones = ones.take(0, axis=axis + 1)
+    pairs = lagging.to_pairs(pairs, rest, axis, field.combs[axis], ones)
+    pairs = pairs.reshape(*lead, *pairs.shape[1:])
+    pairs = np.moveaxis(pairs, (0, 1), (-2, -1))
+    units = np.moveaxis(units, (axis, axis + 1), (-2, -1))
+    return pairs * units[..., None, :, None, :]
+
+
 def merge(ctx: RuleContext, field: Field, axis: int) -> Field:
     """Returns the field with spatial axes `axis` and `axis + 1` made into one."""
     rank = field.rank
     rows, columns = field.sizes[axis : axis + 2]
     size = rows * columns
+    if ctx.level == lagging.NONE:
+        return _alone(field, (*field.sizes[:axis], size, *field.sizes[axis + 2 :]))
     held = _held(ctx, rows, columns)
-    pairs = lagging.to_pairs(field.table, field.lags, axis + 1, field.combs[axis + 1])
-    rest = [v for a, v in enumerate(field.lags) if a != axis + 1]
-    pairs = lagging.to_pairs(pairs, rest, axis, field.combs[axis])
-    pairs = np.moveaxis(
-        pairs, (-4, -3, -2, -1), (-3, -1, -4, -2)
-    )  # (..., p, q, p', q')
+    pairs = np.swapaxes(_in_full(field, axis), -3, -2)
     pairs = pairs.reshape(*pairs.shape[:-4], size, size)
     p, q = np.divmod(np.arange(size), columns)
 
@@ -71,6 +102,9 @@ def split(ctx: RuleContext, field: Field, axis: int, columns: int) -> Field:
     """Returns the field with one spatial axis made into two, `columns` in a row."""
     rank = field.rank
     rows = field.sizes[axis] // columns
+    sizes = (*field.sizes[:axis], rows, columns, *field.sizes[axis + 1 :])
+    if ctx.level == lagging.NONE:
+        return _alone(field, sizes)
     _held(ctx, rows, columns)
     pairs = lagging.to_pairs(field.table, field.lags, axis, field.combs[axis])
     pairs = pairs.reshape(*pairs.shape[:-2], rows, columns, rows, columns)
@@ -89,7 +123,6 @@ def split(ctx: RuleContext, field: Field, axis: int, columns: int) -> Field:
         moved = moved.reshape(*moved.shape[:-1], *apart.shape)
         return np.moveaxis(moved, (-2, -1), (axis, axis + 1))
 
-    sizes = (*field.sizes[:axis], rows, columns, *field.sizes[axis + 1 :])
     return fluctuation.renumbered(field, by_lag).replace(
         mean=field.mean.reshape(sizes),
         table=table,

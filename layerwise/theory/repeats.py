@@ -311,6 +311,7 @@ _OWN_FIELD = (
     "through",
     "response",
     "profile",
+    "powers",
 )
 
 
@@ -341,10 +342,16 @@ def _field_shift(
         return None
     if f.response is not g.response and not (f.response.is_zero and g.response.is_zero):
         return None
-    for x, y in ((f.shape, g.shape), (f.profile, g.profile)):
+    for x, y in (
+        (f.shape, g.shape),
+        (f.profile, g.profile),
+        (f.powers, g.powers),
+    ):
         if x is y:
             continue
-        if x is None or y is None or not np.abs(x - y).max() <= share * 10:
+        if x is None or y is None or x.shape != y.shape:
+            return None
+        if not np.abs(x - y).max() <= share * 10:
             return None
     if f.table is g.table and f.mean is g.mean:
         return _Match(f.log_scale - g.log_scale, 0.0)

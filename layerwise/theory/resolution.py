@@ -43,7 +43,11 @@ def held_lags(
     Every lag where something attends to positions, if the tables fit.
     """
     needed = any(
-        n.name in _PAIRS or registry.find(n.name) is None or is_curved(n) for n in nodes
+        n.name in _PAIRS
+        or registry.find(n.name) is None
+        or is_curved(n)
+        or _reads_few(ctx, n)
+        for n in nodes
     )
     if not needed:
         return lagging.NONE, 0.0
@@ -56,6 +60,22 @@ def held_lags(
         return lagging.DENSE, entries
     fewer = _entries(ctx, nodes, classes, lagging.SPARSE)
     return (lagging.SPARSE if fewer < 2.0 * budget else lagging.FEWEST), entries
+
+
+FEW = 10
+"""Channels below which all that a convolution reads may be zero, by correlations."""
+
+
+def _reads_few(ctx: RuleContext, node: Node) -> bool:
+    """Whether a node reads several positions of few channels, or of some channels."""
+    if node.name != "conv_general_dilated" or node.inputs[0] in ctx.data:
+        return False
+    equation = node.equations[0]
+    spec = equation.params["dimension_numbers"].rhs_spec
+    kernel = ctx.shape(equation.inputs[1])  # type: ignore[arg-type]
+    taps = math.prod(kernel[a] for a in spec[2:])
+    grouped = equation.params["feature_group_count"] > 1
+    return taps > 1 and (grouped or kernel[spec[1]] < FEW)
 
 
 def _entries(

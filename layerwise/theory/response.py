@@ -87,10 +87,10 @@ NO_RESPONSE = Response()
 NEGLIGIBLE = 1e-6
 
 
-def log_normal(spread: float) -> tuple[np.ndarray, np.ndarray]:
+def log_normal(spread: float, nodes: int = 7) -> tuple[np.ndarray, np.ndarray]:
     """Returns (factors, probabilities) of a log-normal of mean 1 and given variance."""
     variance = float(np.log1p(max(spread, 0.0)))
     if variance < NEGLIGIBLE:
         return np.ones(1), np.ones(1)
-    z, w = np.polynomial.hermite_e.hermegauss(7)
+    z, w = np.polynomial.hermite_e.hermegauss(nodes)
     return np.exp(np.sqrt(variance) * z - 0.5 * variance), w / w.sum()

@@ -20,6 +20,8 @@ from layerwise.theory import lags as lagging
 from layerwise.theory.response import NO_RESPONSE, Response, log_normal
 
 
+HARDLY = 0.02
+"""Spread beside known powers that moves a second moment by less than 1 %."""
 UNKNOWN = np.full(1, np.nan)
 """The profile of a cotangent that a rule has not followed."""
 
@@ -130,10 +132,17 @@ class Field:
 
     @property
     def factors(self) -> tuple[np.ndarray, np.ndarray]:
-        """Factors of the second moments, of mean 1, and their probabilities."""
+        """Factors of the second moments, of mean 1, and their probabilities.
+
+        Those known over examples first; what networks add to them is log-normal.
+        """
         if self.powers is None:
             return log_normal(self.own_spread)
-        return self.powers, np.full(len(self.powers), 1.0 / len(self.powers))
+        known = float(np.var(self.powers))
+        rest = max((1.0 + self.own_spread) / (1.0 + known) - 1.0, 0.0)
+        more, chances = log_normal(rest if rest > HARDLY else 0.0, nodes=3)
+        factors = np.multiply.outer(self.powers, more)
+        return factors.ravel(), np.tile(chances / len(self.powers), len(self.powers))
 
     @functools.cached_property
     def correlations(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

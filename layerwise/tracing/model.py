@@ -5,10 +5,9 @@ Flax Linen module, a Flax NNX module or a plain function, without changing the m
 and checks that parameters and inputs belong to it before anything is computed.
 """
 
-import contextlib
 import dataclasses
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from layerwise.errors import (
     UnsupportedModelError,
     message,
 )
+from layerwise.tracing import linen
 from layerwise.tracing.uncollected import uncollected
 from layerwise.types import PyTree
 
@@ -65,14 +65,14 @@ def as_function(
     Raises:
         InvalidArgumentError: If `model` is none of these.
     """
-    from flax import linen, nnx
+    from flax import linen as nn, nnx
 
     kwargs = dict(kwargs or {})
-    if isinstance(model, linen.Module):
+    if isinstance(model, nn.Module):
         return _from_linen(model, kwargs, rngs)
     if isinstance(model, nnx.Module):
         return _from_nnx(model, kwargs)
-    if isinstance(model, type) and issubclass(model, linen.Module | nnx.Module):
+    if isinstance(model, type) and issubclass(model, nn.Module | nnx.Module):
         raise InvalidArgumentError(
             message(
                 f"`model` is the class {model.__name__}, not an instance of it.",
@@ -104,32 +104,9 @@ def _declared_shape(model: Any) -> tuple[int, ...] | None:
 
 
 def _from_linen(model: Any, kwargs: dict[str, Any], rngs: Any) -> ModelFunction:
-    from flax.core import DenyList
-
-    def apply(variables: PyTree, *inputs: Any) -> Any:
-        mutable = [c for c in variables if c != "params"]
-        out = model.apply(
-            variables,
-            *inputs,
-            rngs=rngs,
-            mutable=DenyList("params") if mutable else False,
-            **kwargs,
-        )
-        return out[0] if mutable else out
-
-    def init(key: jax.Array, *inputs: Any) -> PyTree:
-        streams: dict[str, jax.Array] = {"params": key}
-        for i, name in enumerate(rngs or ()):
-            streams[name] = jax.random.fold_in(key, i + 1)
-        variables = model.init(streams, *inputs, **kwargs)
-        return {k: v for k, v in variables.items() if k not in _TRANSIENT}
-
     name = type(model).__name__
+    apply, init = linen.functions(model, kwargs, rngs)
     return ModelFunction(apply, init, "linen", name, _declared_shape(model))
-
-
-# Collections that Linen fills while it runs: outputs, not state that a call reads.
-_TRANSIENT = ("intermediates", "perturbations")
 
 
 def _from_nnx(model: Any, kwargs: dict[str, Any]) -> ModelFunction:
@@ -183,7 +160,7 @@ def complete(model: ModelFunction, params: PyTree) -> PyTree:
         tree = unfreeze(dict(params))
         if "params" not in tree:
             tree = {"params": tree}
-        return {k: v for k, v in tree.items() if k not in _TRANSIENT}
+        return {k: v for k, v in tree.items() if k not in linen.TRANSIENT}
     return params
 
 
@@ -208,7 +185,7 @@ def abstract_params(model: ModelFunction, inputs: Sequence[Any]) -> PyTree:
         )
     failed: list[str] = []
     try:
-        with _noting_failures(failed):
+        with linen.noting_failures(failed):
             return jax.eval_shape(model.init, jax.random.key(0), *inputs)
     except LayerwiseError:
         raise
@@ -223,22 +200,6 @@ def abstract_params(model: ModelFunction, inputs: Sequence[Any]) -> PyTree:
         ) from error
     except Exception as error:
         raise call_error(model, inputs, error, failed) from error
-
-
-@contextlib.contextmanager
-def _noting_failures(paths: list[str]) -> Iterator[None]:
-    """Appends the paths of the Linen modules that an exception passes, inner first."""
-    from flax import linen
-
-    def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        try:
-            return call(*args, **kwargs)
-        except Exception:
-            paths.append("/".join(context.module.path))
-            raise
-
-    with linen.intercept_methods(note):
-        yield
 
 
 def _raised_at(error: Exception) -> str:

@@ -289,6 +289,34 @@ FOUND = {
         size=4,
         batch=1,
     ),
+    # ReLU makes exact zeros, times gains too: a slope at zero is not the one beside.
+    "zeros times gains behind a clipped ReLU": Architecture(
+        ("post", "gains", "grown"), "relu6", 12, 1.0, "mean", "offset", size=5
+    ),
+    # Sparse examples stay so through layers that mix no positions.
+    "a sum of functions of sparse inputs": Architecture(
+        ("tied_residual", "subtract:2", "repeated", "prelu", "depthwise", "batch_norm"),
+        act="sin",
+        gain=1.0,
+        head="first",
+        inputs="sparse",
+        size=3,
+        rank=1,
+    ),
+    # Nothing here mixes positions by fixed weights: only single ones are held.
+    "rows laid behind each other, alone": Architecture(
+        ("mixer", "strided", "layer_scaled", "patches", "gate_with:3", "standardized"),
+        act="leaky",
+        width=24,
+        head="flat",
+        inputs="offset",
+        size=3,
+        batch=1,
+    ),
+    # Whether all taps of a depthwise convolution read zeros goes by pairs of positions.
+    "an inverted block": Architecture(
+        ("inverted",), head="map", inputs="unequal", size=3
+    ),
     # Fourth powers of squares of squares are beyond float64.
     "squares of squares": Architecture(
         ("projected", "grouped", "project:2", "cat:3", "patches"),

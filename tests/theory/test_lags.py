@@ -7,7 +7,9 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given
 
-from layerwise.theory import lags as lagging
+from layerwise.theory import lags as lagging, raster
+from layerwise.theory.context import RuleContext
+from layerwise.theory.state import Field
 
 
 @st.composite
@@ -89,3 +91,20 @@ def test_positions_that_are_one_and_the_same_are_read_at_any_lag(size, wave):
     np.testing.assert_allclose(
         lagging.row_sums(table, held, (1, 1))[0], x[..., 0] * x.sum(), rtol=1e-9
     )
+
+
+def test_rows_laid_behind_each_other_where_few_lags_are_held():
+    rows, columns = 20, 3
+    x = 1.0 + 0.3 * np.cos(np.arange(rows)[:, None] / 9 + np.arange(columns))[..., None]
+    lags = tuple(lagging.lag_values(n, lagging.DENSE) for n in (rows, columns))
+    assert not lagging.is_complete(lags[:1], (rows,))
+    field = Field(x[..., 0], lagging.products(x, lags)[None], lags)
+    ctx = mock.Mock(spec=RuleContext, level=lagging.DENSE)
+    got = raster.merge(ctx, field, 0)
+    expected = lagging.products(x.reshape(-1, 1), got.lags)
+    np.testing.assert_allclose(got.table[0], expected, atol=0.01)
+    ctx.level = lagging.NONE
+    alone = raster.merge(ctx, field, 0)
+    np.testing.assert_array_equal(alone.second, np.square(x).ravel())
+    back = raster.split(ctx, alone, 0, columns)
+    np.testing.assert_array_equal(back.mean, field.mean)

@@ -192,6 +192,7 @@ MORE = {  # a second form of some rules
     "rows split": (
         lambda p, u: jax.nn.relu(u)[:, :, 1].reshape(BATCH, 2, 3, CHANNELS).sum(1)
     ),
+    "zeros with gains": (lambda p, u: jax.nn.relu6(jax.nn.relu6(u) * p["b"])),
     "maximum of unequal rows": (lambda p, u: jax.nn.relu(u * ROWS).max((1, 2))),
     "windows of unequal rows": (lambda p, u: window_max(u * ROWS)),
     "activation behind a sum": (lambda p, u, t: jax.nn.relu(jax.nn.relu(u) + t)),

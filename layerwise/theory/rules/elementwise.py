@@ -95,7 +95,7 @@ class Pointwise:
     ) -> Sequence[State | None]:
         """Multiplies by the pair moments of the derivative."""
         phi, slope = cached_float64(node.data)
-        if any(f.empty or np.any(f.second == 0) for _, f in states[0].parts):
+        if any(_has_zeros(f) for _, f in states[0].parts):
             slope = _with_zero(slope, _slope_at_zero(ctx, node))
         slopes = two_slopes(phi)
         linear = slopes is not None and slopes[0] == slopes[1]
@@ -238,9 +238,19 @@ def add_fields(f: Field, g: Field, sign: float = 1.0) -> Field:
         weights=f.weights + g.weights,
         spread=common(shares, [f.spread, g.spread]),
         mixture=shares[0] ** 2 * f.mixture + shares[1] ** 2 * g.mixture,
+        powers=_common_powers(f.powers, g.powers, shares),
         response=Response.average([f.response, g.response], shares),
         profile=average_profile([f.profile, g.profile], shares),
     ).normalized()
+
+
+def _common_powers(
+    f: np.ndarray | None, g: np.ndarray | None, shares: Sequence[float]
+) -> np.ndarray | None:
+    """Returns the powers of a sum of what rises and falls with the same data."""
+    if f is None or g is None or len(f) != len(g):
+        return None
+    return shares[0] * f + shares[1] * g
 
 
 @rule("add", "sub", family="elementwise")
@@ -423,6 +433,11 @@ def _collected(
     if total is None:
         raise NoSoundRule("a sum that cancels")
     return total.parts
+
+
+def _has_zeros(f: Field) -> bool:
+    """Whether some entries are zero, exactly."""
+    return bool(f.empty or np.any(f.second == 0) or not np.all(profiles.entries(f)))
 
 
 def _slope_at_zero(ctx: RuleContext, node: Node) -> float:

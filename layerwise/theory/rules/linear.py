@@ -96,7 +96,8 @@ class Convolution:
         if source in ctx.data:
             spread, powers = _spread_of_data(ctx, source, axes, got.lags)
         else:
-            spread, powers = fluctuation.contracted(state, axes, got.lags), None
+            spread = fluctuation.contracted(state, axes, got.lags)
+            powers = state.average().powers if all(a.taps == 1 for a in axes) else None
         got = got.replace(
             weights=float(fan * taps),
             spread=spread,
@@ -325,7 +326,7 @@ class Product:
             spread=fluctuation.contracted(
                 state, _ones(state), got.lags, fixed=node.inputs[0] in ctx.data
             ),
-            powers=state.parts[0][1].powers if node.inputs[0] in ctx.data else None,
+            powers=got.powers,
             shape=_law_of_sum(ctx, pattern, node.inputs[0], state, (), fan),
             empty=_emptiness(ctx, node.inputs[0], state, _ones(state), fan),
         )

@@ -237,18 +237,19 @@ def _product(f: Field, g: Field, together: float = 0.0) -> Field:
 
 
 def _product_shape(f: Field, g: Field) -> np.ndarray | None:
-    z = marginal.nodes()
+    p, mass = (np.arange(256) + 0.5) / 256, np.cumsum(marginal.weights())
     values = []
     for field in (f, g):
-        law = z if field.shape is None else field.shape
         sd = np.sqrt(max(float(np.mean(field.second - field.mean**2)), 0.0))
-        p = (np.arange(256) + 0.5) / 256
-        mass = np.cumsum(marginal.weights())
-        values.append(float(np.mean(field.mean)) + sd * np.interp(p, mass, law))
+        law = marginal.entries(field.shape, np.mean(field.mean), sd)
+        values.append(np.interp(p, mass, law))
     products = np.sort(np.multiply.outer(*values).ravel())
     mids = (np.arange(products.size) + 0.5) / products.size
     target = np.cumsum(marginal.weights()) - 0.5 * marginal.weights()
-    return marginal.standardize(np.interp(target, mids, products))
+    law = np.interp(target, mids, products)
+    if any(h.symmetric or (h.shape is None and not np.any(h.mean)) for h in (f, g)):
+        law = 0.5 * (law - law[::-1])
+    return marginal.standardize(law)
 
 
 @rule("select_n", family="elementwise")
