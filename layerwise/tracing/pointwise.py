@@ -104,8 +104,30 @@ def _signature(
 @functools.lru_cache(maxsize=4096)
 def _parameters(eqn: _jax.JaxprEqn) -> Hashable:
     if _jax.primitive_name(eqn) in primitives.WRAPPERS:
-        return str(_jax.sub_jaxprs(eqn)[0]), _jax.derivative_rule(eqn)
+        return _text(_unwrapped(eqn)), _jax.derivative_rule(eqn)
     return str(eqn.params)
+
+
+@functools.lru_cache(maxsize=4096)
+def _text(body: _jax.ClosedJaxpr) -> str:
+    return str(body)
+
+
+def _unwrapped(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr:
+    """Returns the body of a wrapper; if that is one jitted call alone, the call's.
+
+    JAX traces what is jitted once, so that it is one object for all that call it.
+    """
+    (body,) = _jax.sub_jaxprs(eqn)[:1]
+    inner = body.jaxpr
+    while len(inner.eqns) == 1 and not body.consts:
+        (call,) = inner.eqns
+        same = call.invars == inner.invars and call.outvars == inner.outvars
+        if _jax.primitive_name(call) != "jit" or not same:
+            break
+        (body,) = _jax.sub_jaxprs(call)[:1]
+        inner = body.jaxpr
+    return body
 
 
 def _run(equations: Sequence[Equation], env: dict[int, Any], like: jax.Array) -> None:
@@ -155,14 +177,13 @@ def _body(equation: Equation) -> Graph:
 def is_elementwise(equation: Equation) -> bool:
     """Whether each output entry depends on the same entry of the operands alone."""
     if equation.name in primitives.WRAPPERS:
-        return _body_is_elementwise(equation.eqn)
+        return _body_is_elementwise(_unwrapped(equation.eqn))
     return equation.name in primitives.ELEMENTWISE or equation.name in primitives.LAYOUT
 
 
 @functools.lru_cache(maxsize=4096)
-def _body_is_elementwise(eqn: _jax.JaxprEqn) -> bool:
-    body = from_jaxpr(_jax.sub_jaxprs(eqn)[0])
-    return all(is_elementwise(e) for e in body.equations)
+def _body_is_elementwise(body: _jax.ClosedJaxpr) -> bool:
+    return all(is_elementwise(e) for e in from_jaxpr(body).equations)
 
 
 _PROBES = np.array([-3.7, -1.3, -0.6, -0.21, 0.13, 0.47, 0.9, 1.6, 3.1], np.float32)
