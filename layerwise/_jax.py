@@ -37,8 +37,10 @@ __all__ = [
     "evaluate",
     "is_key_dtype",
     "is_tracer",
+    "parameters",
     "primitive_name",
     "scan_counts",
+    "sliced",
     "source_line",
     "sub_jaxprs",
     "while_counts",
@@ -91,6 +93,22 @@ def sub_jaxprs(eqn: JaxprEqn) -> tuple[ClosedJaxpr, ...]:
             bodies = body if isinstance(body, tuple | list) else (body,)
             found.extend(closed(b) for b in bodies)
     return tuple(found)
+
+
+def parameters(eqn: JaxprEqn) -> Hashable:
+    """Returns what an equation does to its operands; bodies are told by identity."""
+    name = primitive_name(eqn)
+    bodies = _BODIES.get(name, ())
+    own = [(k, str(v)) for k, v in eqn.params.items() if k not in bodies]
+    return name, tuple(own), tuple(id(b.jaxpr) for b in sub_jaxprs(eqn))
+
+
+def sliced(
+    jaxpr: ClosedJaxpr, eqns: Sequence[JaxprEqn], output: Var | Literal
+) -> ClosedJaxpr:
+    """Returns the program of one output, made by some of the equations."""
+    alone = jaxpr.jaxpr.replace(eqns=list(eqns), outvars=[output])
+    return ClosedJaxpr(alone, jaxpr.consts)
 
 
 def scan_counts(eqn: JaxprEqn) -> tuple[int, int]:

@@ -116,26 +116,92 @@ def of_init(init: Callable[..., PyTree], inputs: Sequence[Any]) -> Law:
     key = jax.random.key(20201)
     # Of `init` itself: what it was asked for its shapes before is in JAX's cache.
     jaxpr, shapes = jax.make_jaxpr(init, return_shape=True)(key, *inputs)
-    graph = from_jaxpr(jaxpr)
-    data = zip(graph.inputs[1:], jax.tree.leaves(inputs), strict=True)
-    graph = dataclasses.replace(
-        graph, inputs=graph.inputs[:1], constants={**graph.constants, **dict(data)}
-    )
+    arrays = jax.tree.leaves(inputs)
+    makers = _Makers(jaxpr)
     flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
-    known: dict[Any, Leaf] = {}
+    known: dict[Hashable, Leaf] = {}
     leaves = {}
-    for (path, aval), atom in zip(flat, graph.outputs, strict=True):
-        one = _iteration(graph, atom)
-        stacked = None if one is None else _stacked(*one, aval)
-        if stacked is not None:
-            leaves[leaf_name(path)] = stacked
-            continue
-        equations = _slice(graph, atom)
-        signature = (tuple(aval.shape), str(aval.dtype), _signature(graph, equations))
-        if signature not in known:
-            known[signature] = _leaf(graph, atom, equations, aval, key)
-        leaves[leaf_name(path)] = known[signature]
+    for (path, aval), output in zip(flat, jaxpr.jaxpr.outvars, strict=True):
+        made = tuple(aval.shape), str(aval.dtype), makers.text(output)
+        if made not in known:
+            graph = from_jaxpr(makers.program(output))
+            data = zip(graph.inputs[1:], arrays, strict=True)
+            constants = {**graph.constants, **dict(data)}
+            graph = dataclasses.replace(
+                graph, inputs=graph.inputs[:1], constants=constants
+            )
+            known[made] = _law_of(graph, aval, key, known)
+        leaves[leaf_name(path)] = known[made]
     return Law(leaves, draw)
+
+
+def _law_of(
+    graph: Graph, aval: Any, key: jax.Array, known: dict[Hashable, Leaf]
+) -> Leaf:
+    """Returns the law of a program's one output; `known`: others, by what made them."""
+    (atom,) = graph.outputs
+    one = _iteration(graph, atom)
+    stacked = None if one is None else _stacked(*one, aval)
+    if stacked is not None:
+        return stacked
+    equations = _slice(graph, atom)
+    signature = (tuple(aval.shape), str(aval.dtype), _signature(graph, equations))
+    if signature not in known:
+        known[signature] = _leaf(graph, atom, equations, aval, key)
+    return known[signature]
+
+
+class _Makers:
+    """What makes each output of a program, calls not looked into.
+
+    Most leaves of a deep network are drawn by the same few calls, which JAX has traced
+    once: their laws are told to be the same without reading what they are made of.
+    """
+
+    def __init__(self, jaxpr: _jax.ClosedJaxpr):
+        self.jaxpr = jaxpr
+        self.eqns = {v: e for e in jaxpr.jaxpr.eqns for v in e.outvars}
+        self.given: dict[_jax.Var, Hashable] = {
+            v: ("input", i) for i, v in enumerate(jaxpr.jaxpr.invars)
+        }
+        for v, x in zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True):
+            self.given[v] = ("constant", random_bits.entries(x))
+
+    def text(self, output: _jax.Var | _jax.Literal) -> Hashable:
+        """Returns what makes an output, from keys that may be any."""
+        number: dict[_jax.Var, int] = {}
+        found: list[Hashable] = []
+        stack = [output]
+        while stack:
+            a = stack.pop()
+            if isinstance(a, _jax.Literal):
+                found.append((np.asarray(a.val).item(), str(a.aval)))
+                continue
+            if a in number:
+                found.append(number[a])
+                continue
+            number[a] = len(number)
+            if _jax.is_key_dtype(a.aval.dtype):
+                found.append("key")
+            elif a in self.given:
+                found.append(self.given[a])
+            else:
+                eqn = self.eqns[a]
+                found.append((_jax.parameters(eqn), eqn.outvars.index(a)))
+                stack.extend(reversed(eqn.invars))
+        return tuple(found)
+
+    def program(self, output: _jax.Var | _jax.Literal) -> _jax.ClosedJaxpr:
+        """Returns the part of the program that makes an output."""
+        needed, stack = set(), [output]
+        while stack:
+            a = stack.pop()
+            eqn = None if isinstance(a, _jax.Literal) else self.eqns.get(a)
+            if eqn is not None and id(eqn) not in needed:
+                needed.add(id(eqn))
+                stack.extend(eqn.invars)
+        kept = [e for e in self.jaxpr.jaxpr.eqns if id(e) in needed]
+        return _jax.sliced(self.jaxpr, kept, output)
 
 
 def _slice(graph: Graph, atom: Atom) -> list[Equation]:
