@@ -18,7 +18,6 @@ import numpy as np
 from layerwise.theory import data, lags as lagging, profile, registry, rules
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.law import Law
-from layerwise.theory.periods import Rest
 from layerwise.theory.plan import Planner
 from layerwise.theory.reach import EVERYTHING, Reach, why, without_rule
 from layerwise.theory.refusal import NoSoundRule, check_numbers
@@ -30,6 +29,7 @@ from layerwise.theory.resolution import (
     held_lags,
     is_curved,
 )
+from layerwise.theory.rest import Rest
 from layerwise.theory.rules.elementwise import add_fields, aligned, fit_parts, worst
 from layerwise.theory.sampling import Sampler
 from layerwise.theory.sharing import Sharing
@@ -138,7 +138,7 @@ class Engine:
         self.repeats = Repeats(self.ctx, self.nodes)
         ends = {a for a in traced.graph.outputs if isinstance(a, int)}
         apart = frozenset(ends.union(self.sharing.first))
-        self.rest = Rest(self.nodes, self.repeats, apart)
+        self.rest = Rest(self.ctx, self.nodes, self.repeats, apart, self.first_reader)
         self.undisturbed = scaled is None and within is EVERYTHING
         self.sampler = Sampler(self.ctx, self.inputs, draws, log_scale=self.scales)
 
@@ -211,9 +211,11 @@ class Engine:
                 yield node
                 continue
             try:
-                self._forward(node)
+                recalled = self._forward(node)
             except _Unsampled:
                 return
+            if self.undisturbed:
+                self.rest.forward(node, recalled, self.known)
             yield node
             if node.output >= self.first_reader or sums:
                 continue
@@ -222,8 +224,9 @@ class Engine:
                     self.known[v] = self.known[v].map(Field.single)
 
     @np.errstate(over="ignore", invalid="ignore")  # `check_numbers` says so
-    def _forward(self, node: Node) -> None:
-        rule = registry.find(node.name)
+    def _forward(self, node: Node) -> bool:
+        """Finds a node's result; returns whether by an equal one before it."""
+        rule, recalled = registry.find(node.name), False
         try:
             if node.output == self.within.forward:
                 raise NoSoundRule(self.within.why)
@@ -240,9 +243,9 @@ class Engine:
             roots = self.sharing.roots(node, states)
             got = self.sharing.graded(node, got)
             self.known[node.output] = dataclasses.replace(got, roots=roots)
-            self.rest.forward(node, recalled and self.undisturbed, self.known)
         except Exception as error:
             self._sample(node, why(error))
+        return recalled
 
     def _sample(self, node: Node, reason: str) -> None:
         label = self._label(node)
@@ -438,7 +441,6 @@ class Engine:
             self.total,
             self.cotangents,
             self.known,
-            self.first_reader,
         )
 
     def _reached(self, value: int) -> bool:

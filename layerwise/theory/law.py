@@ -181,7 +181,8 @@ class _Makers:
                 found.append(number[a])
                 continue
             number[a] = len(number)
-            if _jax.is_key_dtype(a.aval.dtype):
+            aval: Any = a.aval
+            if _jax.is_key_dtype(aval.dtype):
                 found.append("key")
             elif a in self.given:
                 found.append(self.given[a])

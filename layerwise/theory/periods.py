@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from layerwise.theory.context import Node
-from layerwise.theory.repeats import TOTAL, Repeats
+from layerwise.theory.repeats import TOTAL
 from layerwise.theory.state import Field, State
 
 
@@ -65,6 +65,14 @@ class Periods:
         return None not in (*mine, *other) and all(
             a - b == i - j  # type: ignore[operator]
             for a, b in zip(mine, other, strict=True)
+        )
+
+    def moved(self, roots: frozenset[int], by: int) -> frozenset[int]:
+        """Returns the outputs of the nodes that stand so much farther on."""
+        nodes, at = self.nodes, self.at
+        return frozenset(
+            nodes[at[r] + by].output if r in at and 0 <= at[r] + by < len(nodes) else r
+            for r in roots
         )
 
     def after(self, i: int, length: int) -> Iterator[int]:
@@ -157,18 +165,10 @@ class Row:
         if len(now.parts) != 1:
             return False
         return all(
-            self._moved(then.roots, self.sign * back * length) == now.roots
+            self.periods.moved(then.roots, self.sign * back * length) == now.roots
             and _constant(then) == _constant(now)
             and abs(_level(then) - _level(now)) <= 1e-12
             for back, then in enumerate(others, 1)
-        )
-
-    def _moved(self, roots: frozenset[int], by: int) -> frozenset[int]:
-        """Returns the outputs of the nodes that stand so much farther on."""
-        nodes, at = self.periods.nodes, self.periods.at
-        return frozenset(
-            nodes[at[r] + by].output if r in at and 0 <= at[r] + by < len(nodes) else r
-            for r in roots
         )
 
     def _advanced(self, state: State, step: np.ndarray, by: int) -> State:
@@ -179,100 +179,10 @@ class Row:
 
         return state.map(
             advance,
-            roots=self._moved(state.roots, by),
+            roots=self.periods.moved(state.roots, by),
             tolerance=state.tolerance + tolerance,
             pair_tolerance=state.pair_tolerance + pair_tolerance,
         )
-
-
-class Rest:
-    """Fills in what is left of rows that have settled.
-
-    Args:
-        nodes: See `Periods`.
-        repeats: What answers them.
-        apart: See `Periods`.
-    """
-
-    def __init__(self, nodes: Sequence[Node], repeats: Repeats, apart: frozenset[int]):
-        self.periods, self.repeats = Periods(nodes, repeats.kinds, apart), repeats
-        self.through, self.behind = Row(self.periods, 1), Row(self.periods, -1)
-        # Node -> the run of rows that its result was found to be a step of.
-        self.run: dict[int, int] = {}
-
-    def forward(self, node: Node, recalled: bool, known: dict[int, State]) -> None:
-        """Fills in results.
-
-        Args:
-            node: The node just done.
-            recalled: Whether by an equal one.
-            known: Results by value, to which others are added.
-        """
-        if not recalled:
-            return self.through.clear()
-        i = self.periods.at[node.output]
-        length = self.through.add(i, (known[node.output],))
-        if length is None:
-            return None
-        self.run.update(dict.fromkeys(self.through.found, i))
-        for k in self.periods.after(i, length):
-            (known[self.periods.nodes[k].output],) = self.through.ahead(i, k, length)
-            self.run[k] = i
-        return self.through.clear()
-
-    def back(
-        self,
-        node: Node,
-        recalled: bool,
-        total: dict[int, State],
-        cotangents: dict[int, list[State]],
-        known: Mapping[int, State],
-        pairs_from: int,
-    ) -> set[int]:
-        """Fills in cotangents.
-
-        Args:
-            node: The node just done.
-            recalled: Whether by an equal one.
-            total: Cotangents by value, to which others are added.
-            cotangents: What each reader of a value gave to that; likewise.
-            known: Results by value.
-            pairs_from: First value whose cotangent is held in pairs of positions.
-
-        Returns:
-            The nodes, by their results, that have nothing left to give.
-        """
-        if not recalled:
-            self.behind.clear()
-            return set()
-        i, v, nodes = self.periods.at[node.output], node.output, self.periods.nodes
-        length = self.behind.add(i, (total[v], *cotangents[v]))
-        if length is None:
-            return set()
-
-        still = all(f.response.is_zero for _, f in total[v].parts)
-
-        def setting(k: int) -> list[Any]:
-            values = (nodes[k].output, *nodes[k].inputs)
-            runs = [self.run.get(self.periods.at[v]) for v in values]
-            if still and nodes[k].output < pairs_from:
-                states = [known[v] for v in nodes[k].inputs]
-                runs = [-1] if self.repeats.passes_alike(nodes[k], states) else runs
-            return [*runs, *(v < pairs_from for v in (nodes[k].output - 1, *values))]
-
-        filled = {}
-        for k in self.periods.before(i, length):
-            here = setting(k)
-            if None in here or here != setting(k + length):
-                break
-            filled[nodes[k].output] = k
-        inside = {v: [u in filled for u in nodes[k].inputs] for v, k in filled.items()}
-        if any(any(x) and not all(x) for x in inside.values()):
-            return set()
-        for v, k in filled.items():
-            total[v], *cotangents[v] = self.behind.ahead(i, k, length)
-        self.behind.clear()
-        return {v for v, x in inside.items() if all(x)}
 
 
 def _constant(state: State) -> tuple[Any, ...]:

@@ -225,7 +225,7 @@ class Pointwise:
             spread, powers = f.spread, f.powers
         else:
             mean, table, spread, powers, self.shift = self.averaged(phi)
-        shape = standardize(self.typical(phi))
+        shape = standardize(phi(self.typical()))
         odd = f.symmetric and bool(
             np.allclose(mean, 0.0, atol=1e-9 * np.sqrt(np.abs(table).max() + 1e-300))
         )
@@ -362,9 +362,9 @@ class Pointwise:
             response=response,
         ).normalized()
 
-    def typical(self, function: Numeric) -> np.ndarray:
-        """Returns ``(node,)``: the function at a typical position."""
-        return function(entries(self.field.shape, *self.sites.mean(axis=1)))
+    def typical(self) -> np.ndarray:
+        """Returns ``(node,)``: an entry at a typical position."""
+        return entries(self.field.shape, *self.sites.mean(axis=1))
 
     @property
     def unlike(self) -> float:
@@ -381,7 +381,7 @@ class Pointwise:
 
     def local(self, phi: Numeric, slope: Numeric) -> Local:
         """Returns what a function does at a typical position."""
-        return Local(self.typical(lambda x: x), phi, slope)
+        return Local(self.typical(), phi, slope)
 
     def _respond(
         self, after: Response, phi: Numeric, slope: Numeric
@@ -413,8 +413,9 @@ class Pointwise:
         Where they are none, they are larger for it.
         """
         p, at_zero, w = self.field.empty, float(slope(np.zeros(1))[0]), weights()
-        larger = self.typical(lambda x: slope(x / np.sqrt(max(1.0 - p, 1e-6))))
-        usual, live = (float(w @ np.square(v)) for v in (self.typical(slope), larger))
+        x = self.typical()
+        larger = x / np.sqrt(max(1.0 - p, 1e-6))
+        usual, live = (float(w @ np.square(slope(v))) for v in (x, larger))
         both = p * at_zero**2 + (1.0 - p) * live
         return float(np.log(both / usual)) if usual > 0 < both else 0.0
 
@@ -446,6 +447,8 @@ class Pointwise:
 
     def _kink(self, up: float, down: float) -> tuple[np.ndarray, np.ndarray]:
         """The response's bend and curl of two slopes; at one position they cancel."""
+        if all(len(v) == 1 for v in self.field.lags):
+            return np.asarray(0.0), np.asarray(0.0)
         rho = np.clip(self._typical_rho(), -0.999, 0.999)
         jump = (up - down) ** 2 / (2 * np.pi * np.sqrt(1 - rho**2))
         pair = np.asarray(dual.two_slope_slope_dual(up, down, rho))
@@ -456,7 +459,7 @@ class Pointwise:
     def _curvature(self, slope: Numeric, turn: float) -> tuple[np.ndarray, np.ndarray]:
         """The bend and curl of a smooth function, by Hermite coefficients."""
         rho = self._typical_rho()
-        b = self.typical(slope) @ hermite()
+        b = slope(self.typical()) @ hermite()
         n = np.arange(ORDER + 1)
         powers = rho[..., None] ** n
         pair = powers @ b**2

@@ -52,7 +52,7 @@ def _in_full(field: Field, axis: int) -> np.ndarray:
     lead = pairs.shape[:3]
     rest = [v for a, v in enumerate(field.lags) if a != axis + 1]
     pairs = pairs.reshape(-1, *pairs.shape[3:])
-    ones = ones.take(0, axis=axis + 1)
+    ones = np.asarray(ones.take(0, axis=axis + 1))
     pairs = lagging.to_pairs(pairs, rest, axis, field.combs[axis], ones)
     pairs = pairs.reshape(*lead, *pairs.shape[1:])
     pairs = np.moveaxis(pairs, (0, 1), (-2, -1))

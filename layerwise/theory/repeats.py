@@ -90,7 +90,7 @@ class Repeats:
         share = self._share(node)
         if max(shifts) - min(shifts) > share:
             return None
-        if not _homogeneous(node):
+        if not is_homogeneous(node):
             return result if abs(shifts[0]) <= share else None
         return _advanced(result, shifts[0], states[0], before[0], left)
 
@@ -108,7 +108,7 @@ class Repeats:
             return None
         (*shifts, by), before, results, left = found
         still = max(map(abs, shifts), default=0.0) <= self._share(node)
-        if not (still or _homogeneous(node)):
+        if not (still or is_homogeneous(node)):
             return None
         return tuple(_advanced(s, by, cotangent, before[-1], left) for s in results)
 
@@ -141,8 +141,8 @@ class Repeats:
         If it does not respond to their fluctuation, that is.
         """
         if node.name in primitives.WEIGHT_OPERATIONS:
-            return self._keeps_pairs_apart(node)
-        if node.name != "pointwise" or not _homogeneous(node):
+            return self.keeps_pairs_apart(node)
+        if node.name != "pointwise" or not is_homogeneous(node):
             return False
         return all(
             f.shape is None and f.empty == 0.0 and not f.mean.any() and f.second.all()
@@ -178,7 +178,7 @@ class Repeats:
         shifts, change, share = [], 0.0, self._share(node)
         # Fluctuations over networks grow with depth; nothing here depends on them.
         fields = [f for s in operands for _, f in s.parts]
-        steady = _homogeneous(node) and all(f.response.is_zero for f in fields)
+        steady = is_homogeneous(node) and all(f.response.is_zero for f in fields)
         for now, then in zip(operands, before, strict=True):
             match = _shift(now, then, share, steady, self.compared)
             if match is None:
@@ -188,7 +188,7 @@ class Repeats:
         if change <= share:
             return shifts, before, results, 0.0
         settled = self._has_settled((kind, flags), change)
-        if not (settled and steady and self._keeps_pairs_apart(node)):
+        if not (settled and steady and self.keeps_pairs_apart(node)):
             return None
         return shifts, before, results, LEFT
 
@@ -196,15 +196,11 @@ class Repeats:
         """Whether pairs have little left to change, by the last change and this one."""
         last, settled = self.changes.get(key, (0.0, False))
         if change != last:
-            # A power of the depth falls off as a geometric series does, ever slower:
-            # what is left is at most twice that series' (for the second power).
-            known = 0.0 < change < last
-            left = 2.0 * change / (1.0 - change / last) if known else np.inf
-            settled = left <= LEFT
+            settled = is_near(change, last)
             self.changes[key] = change, settled
         return settled
 
-    def _keeps_pairs_apart(self, node: Node) -> bool:
+    def keeps_pairs_apart(self, node: Node) -> bool:
         """Whether no second moment of the result depends on a pair of the operands."""
         if node.name in primitives.WEIGHT_OPERATIONS:
             flow = self.ctx.traced.flow
@@ -273,7 +269,16 @@ def _advanced(state: State, by: float, now: State, then: State, left: float) -> 
     )
 
 
-def _homogeneous(node: Node) -> bool:
+def is_near(change: float, last: float) -> bool:
+    """Whether at most `LEFT` is left to change, by the latest change and the last one.
+
+    A power of the depth falls off as a geometric series does, ever slower: what is left
+    is at most twice that series' (for the second power).
+    """
+    return 0.0 < change < last and 2.0 * change / (1.0 - change / last) <= LEFT
+
+
+def is_homogeneous(node: Node) -> bool:
     """Whether a factor on the operands is a factor on the result."""
     if node.name == "pointwise":
         return two_slopes(cached_float64(node.data)[0]) is not None

@@ -8,6 +8,7 @@ import pytest
 from layerwise.theory import engine
 from layerwise.theory.periods import Row
 from layerwise.theory.predict import predict
+from layerwise.theory.relaxation import Relaxation
 from layerwise.theory.repeats import TOTAL, Repeats
 
 
@@ -60,6 +61,7 @@ def test_rows_filled_in_are_those_computed(sizes, monkeypatch):
 
     # As on maps of usual size: what pairs of cotangents do falls off more slowly.
     monkeypatch.setattr(engine, "PAIRS_BACK_BUDGET", 0.0)
+    monkeypatch.setattr(Relaxation, "forward", lambda *_: iter(()))
     monkeypatch.setattr(Row, "ahead", ahead)
     got = predict(net, None, x)
     assert {sign for sign, _ in filled} == {1, -1}
@@ -82,6 +84,39 @@ def test_rows_filled_in_are_those_computed(sizes, monkeypatch):
         np.testing.assert_allclose(
             got.log_second[direction], each.log_second[direction], atol=TOTAL, rtol=0
         )
+
+
+@pytest.mark.parametrize("sizes", [(3,), (3, 1)])
+def test_single_positions_go_on_alone_as_they_would_with_their_pairs(
+    sizes, monkeypatch
+):
+    net, x = Deep(sizes, depth=90), image(8)
+    alone = []
+    own = Relaxation.forward
+
+    def forward(self, *args):
+        for v, state in own(self, *args):
+            alone.append(v)
+            yield v, state
+
+    monkeypatch.setattr(engine, "PAIRS_BACK_BUDGET", 0.0)
+    monkeypatch.setattr(Relaxation, "forward", forward)
+    got = predict(net, None, x)
+    assert len(alone) > 40 * len(sizes)
+    monkeypatch.setattr(Relaxation, "forward", lambda *_: iter(()))
+    monkeypatch.setattr(Repeats, "_recall", lambda *_: None)
+    each = predict(net, None, x)
+    for direction in ("forward", "backward"):
+        np.testing.assert_allclose(
+            got.log_second[direction], each.log_second[direction], atol=TOTAL, rtol=0
+        )
+        np.testing.assert_allclose(
+            got.mean[direction], each.mean[direction], rtol=TOTAL, atol=1e-12
+        )
+        assert got.grade[direction] == each.grade[direction]
+    # What is stated for pairs goes on too, as fluctuations over networks grow.
+    stated = [p.tolerance["forward"][-1] for p in (got, each)]
+    assert 0.5 < stated[0] / stated[1] < 2.0
 
 
 class Residual(nn.Module):

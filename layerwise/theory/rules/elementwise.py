@@ -114,12 +114,14 @@ class Pointwise:
                 )
             else:
                 run = pointwise.Pointwise(f)
-                given = None
-                if ct.profile is not None:
-                    given = profiles.in_front(ct.profile, run.typical(phi))
+                # What has two slopes needs no scale.
+                centred = f.shape is None and not np.any(f.mean)
+                x = marginal.nodes() if slopes and centred else run.typical()
+                given = ct.profile
+                if given is not None:
+                    given = profiles.in_front(given, phi(x))
                 got = run.pull_back(ct.replace(profile=given), phi, slope, ctx.joint)
-                after = profiles.behind(given, run.typical(slope))
-                got = got.replace(profile=after)
+                got = got.replace(profile=profiles.behind(given, slope(x)))
                 shift = max(shift, abs(run.shift))
                 if not sound:
                     unlike = max(unlike, 0.0 if slopes else run.unlike)
