@@ -44,7 +44,10 @@ class Bench:
         return self.function.init(key, self.case.inputs)
 
     def _apply(self, params: Any, x: Any) -> Any:
-        return self.function.apply(params, x)
+        """Returns the model's output, called as Flax documents it."""
+        mutable = [c for c in params if c != "params"] or False
+        out = self.case.model.apply(params, x, mutable=mutable, **self.case.kwargs)
+        return out[0] if mutable else out
 
     def compiled(
         self, name: str, f: Callable[..., Any], *args: Any

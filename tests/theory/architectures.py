@@ -200,7 +200,7 @@ def inputs(architecture):
         case "positive":
             x = np.abs(x)
         case "sparse":
-            x = np.where(x > 0.8, x, 0.0)
+            x = np.where(x >= min(0.8, x.max()), x, 0.0)
         case "unequal":
             x = x * np.exp(np.linspace(-1, 1, batch)).reshape(-1, *(1,) * (rank + 1))
         case "photo" if rank:
