@@ -60,6 +60,7 @@ class Relaxation:
         runs = self.periods.runs[i]
         if not (self.able and runs and self._is_alone(i, known[node.output])):
             self.latest.clear()
+            self.correlations.clear()
             return
         self.latest[i] = known[node.output]
         while next(iter(self.latest)) <= i - 2 * max(runs):
