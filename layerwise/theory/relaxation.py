@@ -2,24 +2,25 @@
 
 On a padded map the second moments of single positions near their profile slowly, by a
 factor for each layer that is the closer to one the wider the map, long after the
-correlations between positions have settled. From there on second moments alone are
-taken through the rules. That is exact where no second moment depends on a pair; the
-last row gets its pairs back, by their correlations. What those had left to change is
-stated as their error (`repeats.LEFT`).
+correlations between positions have settled. From there on second moments alone go on,
+each layer a sum over taps or a factor of them. That is exact where no second moment
+depends on a pair; the last row gets its pairs back, by their correlations. What those
+had left to change is stated as their error (`repeats.LEFT`).
 """
 
-import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from layerwise.theory import lags as lagging, registry
+from layerwise.theory import lags as lagging
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.periods import Periods
 from layerwise.theory.repeats import LEFT, TOTAL, Repeats, is_homogeneous, is_near
+from layerwise.theory.rules.linear import kernel_of, over_taps
 from layerwise.theory.state import Field, State
 from layerwise.tracing import primitives
+from layerwise.tracing.connections import Axis
 
 
 class Relaxation:
@@ -37,7 +38,7 @@ class Relaxation:
         self, ctx: RuleContext, periods: Periods, repeats: Repeats, pairs_from: int
     ):
         self.periods, self.repeats, self.pairs_from = periods, repeats, pairs_from
-        self.alone = dataclasses.replace(ctx, level=lagging.NONE)
+        self.ctx = ctx
         self.able = ctx.classes == 1 and ctx.level != lagging.NONE
         # Of the latest nodes: their results, and how their positions correlate.
         self.latest: dict[int, State] = {}
@@ -116,6 +117,8 @@ class Relaxation:
         ]
         count = len(behind) // length
         row = [_Moving(self, k, length) for k in range(i - length + 1, i + 1)]
+        if not all(moving.is_linear for moving in row):
+            return
         change = np.inf
         for number in range(1, count + 1):
             before, one = row[-1].profile, row[-1].state
@@ -153,8 +156,17 @@ class _Moving:
         self.state = self.first.map(Field.single)
         self.by = 0.0
         (_, made), (_, read) = (relaxation.latest[k].parts[0] for k in (at, at - 1))
-        self.factor = made.second / read.second
+        node = relaxation.periods.nodes[at]
+        self.axes: tuple[Axis, ...] = ()
+        if node.name == "conv_general_dilated":
+            _, self.axes, _ = kernel_of(relaxation.ctx, node)
+        self.factor = made.second / over_taps(read.second, self.axes, 0)
         self.shift = made.log_scale - read.log_scale
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether what a position reads is all that its second moment depends on."""
+        return bool(np.ptp(self.factor) <= 1e-9 * self.factor.max())
 
     @property
     def field(self) -> Field:
@@ -170,14 +182,8 @@ class _Moving:
         """Goes on to the next row, by what the node reads there."""
         self.at, self.rows = self.at + self.length, self.rows + 1
         (_, read), before = operand.parts[0], self.state.moments()[1]
-        second, log_scale = read.second * self.factor, read.log_scale + self.shift
-        if self.relaxation.weighs(self.at):
-            node = self.relaxation.periods.nodes[self.at]
-            rule = registry.find(node.name)
-            assert rule is not None
-            got = rule.forward(self.relaxation.alone, node, [operand])
-            second, log_scale = got.parts[0][1].second, got.parts[0][1].log_scale
-        self.state = self._at(self.field, second, log_scale, 0.0)
+        second = over_taps(read.second, self.axes, 0) * self.factor
+        self.state = self._at(self.field, second, read.log_scale + self.shift, 0.0)
         self.by = self.state.moments()[1] - before
 
     def stay(self) -> None:

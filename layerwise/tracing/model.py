@@ -65,11 +65,13 @@ def as_function(
     Raises:
         InvalidArgumentError: If `model` is none of these.
     """
-    from flax import linen as nn, nnx
+    from flax import linen as nn
 
     kwargs = dict(kwargs or {})
     if isinstance(model, nn.Module):
         return _from_linen(model, kwargs, rngs)
+    from flax import nnx  # a third of a second that a Linen module need not wait
+
     if isinstance(model, nnx.Module):
         return _from_nnx(model, kwargs)
     if isinstance(model, type) and issubclass(model, nn.Module | nnx.Module):

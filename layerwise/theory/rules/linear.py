@@ -43,7 +43,7 @@ def fresh(ctx: RuleContext, node: Node) -> int:
     return side[0]
 
 
-def _kernel(ctx: RuleContext, node: Node) -> tuple[Pattern, tuple[Axis, ...], int]:
+def kernel_of(ctx: RuleContext, node: Node) -> tuple[Pattern, tuple[Axis, ...], int]:
     """Returns the pattern of a convolution's kernel, its axes, and its channels read.
 
     The axes are in the order of the signal's, and have the taps of the support alone.
@@ -77,7 +77,7 @@ class Convolution:
         equation = node.equations[0]
         if equation.params["batch_group_count"] != 1:
             raise NoSoundRule("batch groups")
-        pattern, axes, fan = _kernel(ctx, node)
+        pattern, axes, fan = kernel_of(ctx, node)
         spec = equation.params["dimension_numbers"]
         source = node.inputs[0]
         if source in ctx.data:
@@ -121,7 +121,7 @@ class Convolution:
     ) -> Sequence[State | None]:
         """Sums the cotangents of the outputs that each input reached."""
         equation = node.equations[0]
-        pattern, axes, read = _kernel(ctx, node)
+        pattern, axes, read = kernel_of(ctx, node)
         kernel = ctx.shape(equation.inputs[1])  # type: ignore[arg-type]
         spec = equation.params["dimension_numbers"]
         fan = kernel[spec.rhs_spec[0]] // equation.params["feature_group_count"]
@@ -196,7 +196,7 @@ def _spread_of_data(
     x = np.asarray(ctx.data[source], np.float64)
     if ctx.white or x.shape[0] != ctx.batch or ctx.batch == 1:
         return 0.0, None
-    squares = _summed(np.square(x).mean(axis=-1), axes, 1)
+    squares = over_taps(np.square(x).mean(axis=-1), axes, 1)
     return fluctuation.of_batch(squares, lags), fluctuation.powers_of(squares)
 
 
@@ -406,7 +406,7 @@ def _centred(
     """
     taps = int(np.prod([a.taps for a in axes or ()]))
     if source not in ctx.data:
-        mean = _summed(np.asarray(state.average().mean), axes, 0)
+        mean = over_taps(np.asarray(state.average().mean), axes, 0)
         unit = np.exp(state.average().log_scale - got.log_scale) / taps
         seen = mean * lagging.shifted(mean, got.lags) * unit
         return got.replace(table=got.table - seen, mean=0.0 * got.mean)
@@ -414,7 +414,7 @@ def _centred(
         return got
     x = np.asarray(ctx.data[source], np.float64).sum(axis=-1, keepdims=True)
     total = fan * taps
-    sums = data.of_array(ctx, _summed(x, axes, 1) / np.sqrt(total * fan), got.lags)
+    sums = data.of_array(ctx, over_taps(x, axes, 1) / np.sqrt(total * fan), got.lags)
     (field,) = [f.rescaled(got.log_scale) for _, f in sums.parts]
     whole = total / max(total - 1, 1)
     return got.replace(table=whole * (got.table - field.table), mean=0.0 * got.mean)
@@ -449,12 +449,14 @@ def _terms(
     if ctx.white or source not in ctx.data:
         return max(reads / (1.0 + fluctuation.excess(state.average())), 1.0)
     x = np.square(np.asarray(ctx.data[source], np.float64))
-    squared = np.square(_summed(x.sum(axis=-1), axes, 1))
-    share = _summed(np.square(x).sum(axis=-1), axes, 1)[squared > 0]
+    squared = np.square(over_taps(x.sum(axis=-1), axes, 1))
+    share = over_taps(np.square(x).sum(axis=-1), axes, 1)[squared > 0]
     return 1.0 / float(np.mean(share / squared[squared > 0])) if share.size else 1.0
 
 
-def _summed(values: np.ndarray, axes: Sequence[Axis] | None, first: int) -> np.ndarray:
+def over_taps(
+    values: np.ndarray, axes: Sequence[Axis] | None, first: int
+) -> np.ndarray:
     """Returns the sums under the taps of every axis, of which `first` is the first."""
     for a, axis in enumerate(axes or ()):
         values = _sum_over_taps(values, axis, first + a, transpose=False)
