@@ -90,7 +90,7 @@ class Axis:
         apart = (second - first)[(first >= 0) & (second >= 0)]
         return apart if lag >= 0 else -apart
 
-    @property
+    @functools.cached_property
     def connections(self) -> int:
         """Number of (output, input) pairs that a tap connects."""
         return int(np.count_nonzero(self.sources >= 0))
@@ -128,6 +128,12 @@ class Connections:
     weights: int
 
 
+@functools.lru_cache(maxsize=1024)
+def _shared(axis: Axis) -> Axis:
+    """Returns one object for all equal axes: what it has found serves all layers."""
+    return axis
+
+
 def conv_axes(
     equation: Equation, lhs: tuple[int, ...], rhs: tuple[int, ...]
 ) -> tuple[Axis, ...]:
@@ -135,7 +141,7 @@ def conv_axes(
     p = equation.params
     dims = p["dimension_numbers"]
     return tuple(
-        Axis(lhs[a], rhs[b], stride, tuple(pad), dilation, input_dilation)
+        _shared(Axis(lhs[a], rhs[b], stride, tuple(pad), dilation, input_dilation))
         for a, b, stride, pad, dilation, input_dilation in zip(
             dims.lhs_spec[2:],
             dims.rhs_spec[2:],

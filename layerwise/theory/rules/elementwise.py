@@ -439,7 +439,8 @@ def _collected(
 
 def _has_zeros(f: Field) -> bool:
     """Whether some entries are zero, exactly."""
-    return bool(f.empty or np.any(f.second == 0) or not np.all(profiles.entries(f)))
+    made = f.shape is not None and not np.all(profiles.entries(f))
+    return bool(f.empty or made or np.any(f.second == 0))
 
 
 def _slope_at_zero(ctx: RuleContext, node: Node) -> float:
