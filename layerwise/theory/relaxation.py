@@ -183,36 +183,38 @@ class _Moving:
         self.at, self.rows = self.at + self.length, self.rows + 1
         (_, read), before = operand.parts[0], self.state.moments()[1]
         second = over_taps(read.second, self.axes, 0) * self.factor
-        self.state = self._at(self.field, second, read.log_scale + self.shift, 0.0)
+        made = self._at(self.field, second, read.log_scale + self.shift)
+        self.state = self._state(made, 0.0)
         self.by = self.state.moments()[1] - before
 
     def stay(self) -> None:
         """Goes on to the next row, where only the scale changes."""
         self.at, self.rows = self.at + self.length, self.rows + 1
-        log_scale = self.field.log_scale + self.by
-        self.state = self._at(self.field, self.field.second, log_scale, 0.0)
+        wider = self._spread() - self.field.own_spread
+        self.state = self._state(self.field.advanced(self.by, wider), 0.0)
 
     def whole(self) -> State:
         """Returns the result with its pairs, which correlate as in the first row."""
         (_, f), now = self.first.parts[0], self.field
-        return self._at(f, now.second, now.log_scale, LEFT)
+        return self._state(self._at(f, now.second, now.log_scale), LEFT)
 
-    def _at(
-        self, field: Field, second: np.ndarray, log_scale: float, left: float
-    ) -> State:
-        spread = float(np.expm1(min(self.spread + self.rows * self.wider, WIDEST)))
+    def _at(self, field: Field, second: np.ndarray, log_scale: float) -> Field:
         root = np.sqrt(second / field.second)
-        made = field.replace(
+        return field.replace(
             mean=field.mean * root,
             table=field.table * lagging.pairs_of(root, field.lags),
             log_scale=log_scale,
-            spread=np.maximum(field.spread + (spread - field.own_spread), 0.0),
-        )
+            spread=np.maximum(field.spread + (self._spread() - field.own_spread), 0.0),
+        ).normalized()
+
+    def _spread(self) -> float:
+        return float(np.expm1(min(self.spread + self.rows * self.wider, WIDEST)))
+
+    def _state(self, field: Field, left: float) -> State:
+        by = self.rows * self.length
         return self.first.map(
-            lambda _: made.normalized(),
-            roots=self.relaxation.periods.moved(
-                self.first.roots, self.rows * self.length
-            ),
+            lambda _: field,
+            roots=self.relaxation.periods.moved(self.first.roots, by),
             terms=(),
             tolerance=self.first.tolerance + self.rows * self.step,
             pair_tolerance=self.first.pair_tolerance + left + self._added(),

@@ -45,7 +45,9 @@ class Pattern:
     def crop(self, axes: Sequence[Axis]) -> tuple[Axis, ...]:
         """Returns the axes of the convolution with the taps of the support alone."""
         return tuple(
-            dataclasses.replace(
+            a
+            if (low, high) == (0, a.taps)
+            else dataclasses.replace(
                 a,
                 taps=high - low,
                 pad=(
