@@ -6,6 +6,7 @@ a primitive, changes a bind signature or moves a class is met in one place.
 
 import contextlib
 import functools
+import pathlib
 import types
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -178,16 +179,20 @@ def derivative_rule(eqn: JaxprEqn) -> Hashable:
 
 
 @functools.cache
-def _hide_flax_frames() -> None:
-    """Makes `summarize` point at the user's line instead of at flax/linen/linear.py."""
+def _hide_other_frames() -> None:
+    """Makes `summarize` point at the user's line instead of at flax/linen/linear.py.
+
+    Nor at what stands between a module and its call.
+    """
     import flax
 
     register_exclusion(flax.__path__[0])
+    register_exclusion(str(pathlib.Path(__file__).parent / "tracing" / "linen.py"))
 
 
 def source_line(eqn: JaxprEqn) -> str:
     """Returns ``file.py:12 (Net.__call__)``: the user's own line, not Flax's."""
-    _hide_flax_frames()
+    _hide_other_frames()
     line = summarize(eqn.source_info)
     place, _, function = line.partition(" (")
     parts = place.split(":")

@@ -31,7 +31,7 @@ from layerwise.theory import fluctuation, lags as lagging, marginal
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.normalization import Normalization
 from layerwise.theory.registry import NoSoundRule, rule
-from layerwise.theory.response import log_normal
+from layerwise.theory.response import NO_RESPONSE, Response, log_normal
 from layerwise.theory.rules.elementwise import fit_parts, worst
 from layerwise.theory.state import Field, Grade, State
 
@@ -383,7 +383,7 @@ def _pulled(
     with np.errstate(over="ignore", under="ignore"):
         epsilon = found.epsilon * float(np.exp(-f.log_scale))
     normal = y.table / found.scale**2
-    table = ct.table
+    table, response = ct.table, NO_RESPONSE
     centred = _centre(f, table, extent, None) if found.centred else table
     entries = extent.examples * (math.prod(f.sizes) if extent.positions else 1)
     joint = (
@@ -407,6 +407,13 @@ def _pulled(
     if not extent.positions:
         gain = _inverse_gain(f, epsilon / float(np.mean(stats.variance)))
         table = table * gain.reshape(gain.shape + (1,) * f.rank)
+        # A change along the value itself changes nothing behind it.
+        response = Response(alignment=-float(np.mean(shrink)))
     return Field(
-        np.zeros(f.sizes), table, f.lags, ct.log_scale - f.log_scale, symmetric=True
+        np.zeros(f.sizes),
+        table,
+        f.lags,
+        ct.log_scale - f.log_scale,
+        symmetric=True,
+        response=response,
     ).normalized()
