@@ -90,7 +90,7 @@ def test_rows_filled_in_are_those_computed(sizes, monkeypatch):
 def test_single_positions_go_on_alone_as_they_would_with_their_pairs(
     sizes, monkeypatch
 ):
-    net, x = Deep(sizes, depth=90), image(8)
+    net, x = Deep(sizes, depth=90), image(12)
     alone = []
     own = Relaxation.forward
 
