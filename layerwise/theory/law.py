@@ -160,7 +160,10 @@ class _Makers:
 
     def __init__(self, jaxpr: _jax.ClosedJaxpr):
         self.jaxpr = jaxpr
-        self.eqns = {v: e for e in jaxpr.jaxpr.eqns for v in e.outvars}
+        self.eqns = jaxpr.jaxpr.eqns
+        self.at: dict[_jax.Var, int] = {
+            v: i for i, e in enumerate(self.eqns) for v in e.outvars
+        }
         self.given: dict[_jax.Var, Hashable] = {
             v: ("input", i) for i, v in enumerate(jaxpr.jaxpr.invars)
         }
@@ -187,21 +190,22 @@ class _Makers:
             elif a in self.given:
                 found.append(self.given[a])
             else:
-                eqn = self.eqns[a]
+                eqn = self.eqns[self.at[a]]
                 found.append((_jax.parameters(eqn), eqn.outvars.index(a)))
                 stack.extend(reversed(eqn.invars))
         return tuple(found)
 
     def program(self, output: _jax.Var | _jax.Literal) -> _jax.ClosedJaxpr:
         """Returns the part of the program that makes an output."""
-        needed, stack = set(), [output]
+        needed: set[int] = set()
+        stack = [output]
         while stack:
             a = stack.pop()
-            eqn = None if isinstance(a, _jax.Literal) else self.eqns.get(a)
-            if eqn is not None and id(eqn) not in needed:
-                needed.add(id(eqn))
-                stack.extend(eqn.invars)
-        kept = [e for e in self.jaxpr.jaxpr.eqns if id(e) in needed]
+            i = None if isinstance(a, _jax.Literal) else self.at.get(a)
+            if i is not None and i not in needed:
+                needed.add(i)
+                stack.extend(self.eqns[i].invars)
+        kept = [self.eqns[i] for i in sorted(needed)]
         return _jax.sliced(self.jaxpr, kept, output)
 
 
