@@ -1,5 +1,7 @@
 """A Linen module as functions: what it costs to call, and whose lines it is made of."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,13 +43,14 @@ def test_applying_a_model_does_not_trace_its_initializers(counted):
     assert len(calls) == 1
     trace(function, params, (x,))
     assert len(calls) == 1
+    assert function.init is not None
     given = function.init(jax.random.key(0), x)
     np.testing.assert_array_equal(function.apply(given, x), model.apply(given, x))
 
 
 def test_parameters_are_those_given_wherever_they_are_asked_for():
     x = jnp.ones((2, 3))
-    params = Scaled().init(jax.random.key(0), x)
+    params: Any = Scaled().init(jax.random.key(0), x)
     params["params"]["scale"] = jnp.array([1.0, 2.0, 3.0])
     got = as_function(Scaled()).apply(params, x)
     np.testing.assert_array_equal(got, Scaled().apply(params, x))
@@ -55,7 +58,7 @@ def test_parameters_are_those_given_wherever_they_are_asked_for():
 
 def test_a_missing_parameter_is_an_error_as_without_us():
     x = jnp.ones((2, 3))
-    params = Scaled().init(jax.random.key(0), x)
+    params: Any = Scaled().init(jax.random.key(0), x)
     del params["params"]["scale"]
     with pytest.raises(Exception, match="scale"):
         as_function(Scaled()).apply(params, x)
