@@ -76,7 +76,7 @@ class Relaxation:
         What ends a row is read by the weights that the next one begins with.
         """
         readers = self.periods.readers[i]
-        if readers != [i + 1] or not self.weighs(i + 1):
+        if readers != [i + 1] or not self._weighs(i + 1):
             return None
         self.correlations[i] = self.latest[i].average().correlations[2]
         for length in self.periods.runs[i]:
@@ -92,7 +92,7 @@ class Relaxation:
                 return length
         return None
 
-    def weighs(self, i: int) -> bool:
+    def _weighs(self, i: int) -> bool:
         """Whether a node is a product with fresh weights."""
         return self.periods.nodes[i].name in primitives.WEIGHT_OPERATIONS
 
@@ -105,7 +105,7 @@ class Relaxation:
             and not state.sources
             and bool(np.all(state.parts[0][1].second > 0.0))
             and is_homogeneous(node)
-            and (not self.weighs(i) or self.repeats.keeps_pairs_apart(node))
+            and (not self._weighs(i) or self.repeats.keeps_pairs_apart(node))
         )
 
     def _rows(self, i: int, length: int) -> Iterator[tuple[int, State]]:
@@ -122,8 +122,9 @@ class Relaxation:
         change = np.inf
         for number in range(1, count + 1):
             before, one = row[-1].profile, row[-1].state
+            moves = change * (count - number + 1) > TOTAL
             for moving in row:
-                if change * (count - number + 1) > TOTAL:
+                if moves:
                     moving.move(one)
                 else:
                     moving.stay()

@@ -118,15 +118,13 @@ def _unwrapped(eqn: _jax.JaxprEqn) -> _jax.ClosedJaxpr:
 
     JAX traces what is jitted once, so that it is one object for all that call it.
     """
-    (body,) = _jax.sub_jaxprs(eqn)[:1]
-    inner = body.jaxpr
-    while len(inner.eqns) == 1 and not body.consts:
-        (call,) = inner.eqns
-        same = call.invars == inner.invars and call.outvars == inner.outvars
+    body = _jax.sub_jaxprs(eqn)[0]
+    while len(body.jaxpr.eqns) == 1 and not body.consts:
+        (call,), jaxpr = body.jaxpr.eqns, body.jaxpr
+        same = call.invars == jaxpr.invars and call.outvars == jaxpr.outvars
         if _jax.primitive_name(call) != "jit" or not same:
             break
-        (body,) = _jax.sub_jaxprs(call)[:1]
-        inner = body.jaxpr
+        body = _jax.sub_jaxprs(call)[0]
     return body
 
 
