@@ -6,7 +6,7 @@ call made is cut up by NumPy, and nothing else is compiled.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,8 @@ from layerwise import _jax
 
 
 _LARGEST = 2**28  # entries per generator call: 1 GiB of float32
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 Sampler = Callable[[jax.Array, tuple[int, ...]], jax.Array]
@@ -83,3 +85,52 @@ def normal_leaves(
             out[name] = jnp.asarray(scaled.astype(like.dtype))
         call += 1
     return out
+
+
+def signs(key: jax.Array, likes: Sequence[Any]) -> list[jax.Array]:
+    """Draws arrays of independent entries +1 and -1, equally likely.
+
+    By one hash of a counter that runs on from array to array, written out in a few
+    operations: what JAX's own generator compiles to for this, a loop of each array's
+    own, takes a quarter of the time in which a 20-layer network compiles. Every reader
+    of an array would hash anew, but for the barrier.
+
+    Args:
+        key: PRNG key; its first 64 bits are used.
+        likes: Anything with the shapes and dtypes wanted.
+
+    Returns:
+        One array for each of `likes`.
+    """
+    if _jax.is_key_dtype(key.dtype):
+        key = jax.random.key_data(key)
+    words, first, out = jnp.ravel(key), 0, []
+    for like in likes:
+        counter = jax.lax.iota(jnp.uint32, like.size) + np.uint32(first)
+        bit = jax.lax.optimization_barrier(threefry(words, counter) & np.uint32(1))
+        sign = jnp.where(bit == 1, -1, 1).astype(like.dtype)
+        out.append(jnp.reshape(sign, like.shape))
+        first += like.size
+    return out
+
+
+def threefry(key: jax.Array, counter: jax.Array) -> jax.Array:
+    """Returns 32 bits per counter: Threefry-2x32-20 of (0, counter), its words xored.
+
+    Args:
+        key: Two words.
+        counter: Any shape.
+
+    References:
+        [Salmon2011] Sec. 3.3.
+    """
+    schedule = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
+    x, y = jnp.broadcast_to(schedule[0], counter.shape), counter + schedule[1]
+    for i in range(5):
+        for shift in _ROTATIONS[i % 2]:
+            x = x + y
+            left, right = np.uint32(shift), np.uint32(32 - shift)
+            y = x ^ ((y << left) | (y >> right))
+        x = x + schedule[(i + 1) % 3]
+        y = y + schedule[(i + 2) % 3] + np.uint32(i + 1)
+    return x ^ y

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from layerwise import _jax
+from layerwise.random import threefry
 from layerwise.tracing.graph import Equation, Graph, from_jaxpr
 from layerwise.types import PyTree
 
@@ -38,8 +39,6 @@ _BLOCKS = (256, 1024, 4096, 16384)
 _STEP = 4096
 # What a block costs beside its entries, in entries.
 _PER_BLOCK = 200
-
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 # fmt: off
 _ELEMENTWISE = frozenset((
@@ -300,25 +299,3 @@ def _bits(key: jax.Array, first: jax.Array, block: int) -> jax.Array:
         return jax.lax.dynamic_update_slice(bits, threefry(key, counter), (j * step,))
 
     return jax.lax.fori_loop(0, block // step, body, jnp.zeros(block, jnp.uint32))
-
-
-def threefry(key: jax.Array, counter: jax.Array) -> jax.Array:
-    """Returns 32 bits per counter: Threefry-2x32-20 of (0, counter), its words xored.
-
-    Args:
-        key: Two words.
-        counter: Any shape.
-
-    References:
-        [Salmon2011] Sec. 3.3.
-    """
-    schedule = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
-    x, y = jnp.broadcast_to(schedule[0], counter.shape), counter + schedule[1]
-    for i in range(5):
-        for shift in _ROTATIONS[i % 2]:
-            x = x + y
-            left, right = np.uint32(shift), np.uint32(32 - shift)
-            y = x ^ ((y << left) | (y >> right))
-        x = x + schedule[(i + 1) % 3]
-        y = y + schedule[(i + 2) % 3] + np.uint32(i + 1)
-    return x ^ y

@@ -13,6 +13,7 @@ from layerwise.measurement.coverage import blind_values
 from layerwise.measurement.statistics import Statistic, outputs
 from layerwise.measurement.taps import absent
 from layerwise.measurement.walk import Readings, Walk
+from layerwise.random import signs
 from layerwise.tracing import Loop, TracedModel
 from layerwise.tracing.graph import Evaluator
 from layerwise.tracing.sites import LayerRun, layer_runs
@@ -94,24 +95,27 @@ class TappedModel:
             sinks[v] = sink(v, (*weights.shapes[v], 2))
 
         def tapped(sinks: Readings) -> tuple[jax.Array, Any]:
-            outs, seen, second = run.graph(traced.graph, args, sinks, frame)
-            return self._loss(outs, key), (seen, second)
+            outs, seen, squares = run.graph(traced.graph, args, sinks, frame)
+            return self._loss(outs, key), (seen, squares)
 
-        (_, (seen, second)), sunk = jax.value_and_grad(tapped, has_aux=True)(sinks)
-        zero = jnp.zeros((), jnp.float32)
+        (_, (seen, squares)), sunk = jax.value_and_grad(tapped, has_aux=True)(sinks)
+        entries = np.ones((len(self.values), width))
+        entries[:, :2] = [[avals[v].size] for v, _ in self.values]
         out = {
-            "forward": order.join(seen, width),
-            "backward": order.join(sunk, width),
-            "weight": jnp.stack([second[r.layer.weight][r.iteration] for r in runs]),
-            "bias": jnp.stack(
-                [
-                    zero if r.layer.bias is None else second[r.layer.bias][r.iteration]
-                    for r in runs
-                ]
-            ),
+            "forward": _over(order.join(seen, width), entries),
+            "backward": _over(order.join(sunk, width), entries),
         }
+        for name in ("weight", "bias"):
+            at = [getattr(r.layer, name) for r in runs]
+            total = [
+                jnp.zeros((), jnp.float32) if v is None else squares[v][r.iteration]
+                for v, r in zip(at, runs, strict=True)
+            ]
+            count = [1 if v is None else avals[v].size for v in at]
+            out[name] = _over(jnp.stack(total), count)
         if self.weight_gradients:
-            gradients = weights.join(sunk, 2)[:, 1]
+            count = [avals[r.layer.weight].size for r in runs]
+            gradients = _over(weights.join(sunk, 2)[:, 1], count)
             out["weight_gradient"] = jnp.where(gradients < 0, jnp.nan, gradients)
         return out
 
@@ -127,14 +131,20 @@ class TappedModel:
         if self.loss is not None:
             return self.loss(jax.tree.unflatten(self.traced.output_tree, outs))
         total: Any = jnp.zeros((), jnp.float32)
-        for i, y in enumerate(map(jnp.asarray, outs)):
-            if jnp.issubdtype(y.dtype, jnp.floating):
-                sign = jax.random.rademacher(
-                    jax.random.fold_in(key, i), y.shape, y.dtype
-                )
-                kept = jnp.promote_types(y.dtype, jnp.float32)
-                total += jnp.sum(sign * y, dtype=kept)
+        arrays = [y for y in map(jnp.asarray, outs) if _is_float(y)]
+        for y, sign in zip(arrays, signs(key, arrays), strict=True):
+            kept = jnp.promote_types(y.dtype, jnp.float32)
+            total += jnp.sum(sign * y, dtype=kept)
         return total
+
+
+def _is_float(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _over(sums: jax.Array, entries: Any) -> jax.Array:
+    """Returns sums over entries as averages."""
+    return sums / jnp.asarray(entries, sums.dtype)
 
 
 def _all_avals(part: TracedModel | Loop) -> dict[int, Any]:

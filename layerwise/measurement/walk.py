@@ -6,15 +6,16 @@ while's body on average over its iterations.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from layerwise import _jax
 from layerwise.measurement.statistics import Statistic
-from layerwise.measurement.taps import Reading, absent, moments, read, tap
+from layerwise.measurement.taps import Reading, absent, read, tap
 from layerwise.tracing.dataflow import body_operands
 from layerwise.tracing.graph import Equation, Evaluator, Graph, evaluate
 from layerwise.tracing.layers import Loop
@@ -24,9 +25,29 @@ Readings = dict[int, Reading]
 """Value -> its reading, with a leading axis for each scan around it."""
 
 
-def second_moment(x: jax.Array) -> jax.Array:
-    """Returns the second moment of the entries, as a constant."""
-    return moments(jax.lax.stop_gradient(x), None)[1]
+def squares(arrays: Mapping[int, jax.Array]) -> dict[int, jax.Array]:
+    """Returns the sum of each array's squared entries, as constants.
+
+    Small arrays are laid end to end: each of their shapes would be a few kernels more
+    to compile, for no time to speak of in running.
+    """
+    wide = {
+        v: jax.lax.stop_gradient(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+        for v, x in arrays.items()
+    }
+    out = {v: jnp.sum(jnp.square(x)) for v, x in wide.items() if x.size > _SMALL}
+    small = [v for v in wide if v not in out]
+    for i in range(0, len(small), _TOGETHER):
+        group = small[i : i + _TOGETHER]
+        flat = jnp.square(jnp.concatenate([jnp.ravel(wide[v]) for v in group]))
+        owner = np.repeat(np.arange(len(group)), [wide[v].size for v in group])
+        own = owner == np.arange(len(group))[:, None]
+        out.update(zip(group, jnp.sum(jnp.where(own, flat, 0), axis=1), strict=True))
+    return out
+
+
+# Entries of a small array, and how many are laid together.
+_SMALL, _TOGETHER = 2048, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +57,7 @@ class Walk:
     Attributes:
         loops: The loops and branches to look into.
         sites: Values that are read.
-        used: Values that hold weights and biases, whose second moments are returned.
+        used: Values that hold weights and biases, whose squares' sums are returned.
         override: Faster equivalents of some equations, or None.
         statistics: What is asked of sites beside their moments.
     """
@@ -54,13 +75,14 @@ class Walk:
         sinks: Readings,
         frames: Readings | None,
     ) -> tuple[list[Any], Readings, Readings]:
-        """Returns the outputs, the readings of sites and the moments of parameters."""
+        """Returns the outputs, the readings of sites and parameters' squares."""
         seen: Readings = {}
         second: Readings = {}
+        used: dict[int, jax.Array] = {}
 
         def on_value(value: int, x: Any) -> Any:
             if value in self.used:
-                second[value] = second_moment(x)
+                used[value] = x
                 return tap(x, sinks[value], None, ()) if value in sinks else x
             if value not in self.sites:
                 return x
@@ -85,7 +107,7 @@ class Walk:
             return outs
 
         outs = evaluate(graph, args, override=override, on_value=on_value)
-        return outs, seen, second
+        return outs, seen, second | squares(used)
 
     def _inside(self, loop: Loop | None) -> "Walk":
         return dataclasses.replace(self, loops=loop.loops if loop else ())
