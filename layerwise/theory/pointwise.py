@@ -244,6 +244,23 @@ class Pointwise:
         )
         return out.normalized()
 
+    def carried(self, slopes: tuple[float, float] | None) -> float:
+        """Returns how much of an error of pair moments a function of two slopes keeps.
+
+        That of the pairs most alike and most opposed, which keep most: what all pairs
+        share in the result does not depend on that. All of it, for any other function.
+        """
+        f = self.field
+        alone = np.size(self.rho) == np.size(f.mean)
+        if slopes is None or f.shape is not None or np.any(f.mean) or alone:
+            return 1.0
+        rho = self.rho.copy()
+        rho[(0, *lagging.zero(self.lags))] = 0.0
+        ends = np.array([np.min(rho), np.max(rho)])
+        passed = np.abs(ends * dual.two_slope_slope_dual(*slopes, ends))
+        whole = np.abs(dual.two_slope_dual(*slopes, 1.0, 1.0, ends))
+        return float(np.max(passed / np.maximum(whole, np.maximum(passed, 1e-300))))
+
     def averaged(
         self, function: Numeric, factor: Any = 1.0
     ) -> tuple[np.ndarray, np.ndarray, Any, np.ndarray | None, float]:

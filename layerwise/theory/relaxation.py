@@ -201,11 +201,12 @@ class _Moving:
 
     def _at(self, field: Field, second: np.ndarray, log_scale: float) -> Field:
         root = np.sqrt(second / field.second)
+        wider = (1.0 + self._spread()) / (1.0 + field.own_spread)
         return field.replace(
             mean=field.mean * root,
             table=field.table * lagging.pairs_of(root, field.lags),
             log_scale=log_scale,
-            spread=np.maximum(field.spread + (self._spread() - field.own_spread), 0.0),
+            spread=np.maximum((1.0 + field.spread) * wider - 1.0, 0.0),
         ).normalized()
 
     def _spread(self) -> float:
@@ -218,17 +219,10 @@ class _Moving:
             roots=self.relaxation.periods.moved(self.first.roots, by),
             terms=(),
             tolerance=self.first.tolerance + self.rows * self.step,
-            pair_tolerance=self.first.pair_tolerance + left + self._added(),
+            pair_tolerance=self.first.pair_tolerance
+            + left
+            + self.rows * self.pair_step,
         )
-
-    def _added(self) -> float:
-        """Returns what the rows add to the error of pairs, each in step with spread."""
-        before = float(np.expm1(self.spread))
-        if not (self.wider > 0.0 and before > 0.0):
-            return self.rows * self.pair_step
-        grown = np.expm1(min(self.rows * self.wider, WIDEST))  # a geometric series
-        total = (1.0 + before) * grown / -np.expm1(-self.wider) - self.rows
-        return float(self.pair_step * total / before)
 
 
 WIDEST = 230.0

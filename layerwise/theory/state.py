@@ -131,6 +131,17 @@ class Field:
         return float(self.spreads[lagging.zero(self.lags)])
 
     @property
+    def apart(self) -> float:
+        """How far positions fluctuate apart: the spread of one less what all share.
+
+        As a logarithm; all of it where no pairs are held to tell.
+        """
+        own = float(np.log1p(self.own_spread))
+        if np.ndim(self.spread) == 0 or np.size(self.spread) == 1:
+            return own
+        return own - float(np.log1p(np.min(self.spread)))
+
+    @property
     def factors(self) -> tuple[np.ndarray, np.ndarray]:
         """Factors of the second moments, of mean 1, and their probabilities.
 

@@ -74,9 +74,8 @@ class Pointwise:
                 out, tolerance=max(growth, 0.0) * state.tolerance + own
             )
         if not linear:
-            out = dataclasses.replace(
-                out, pair_tolerance=state.pair_tolerance + pair_error(state)
-            )
+            kept = max(r.carried(slopes) for _, r in runs) * state.pair_tolerance
+            out = dataclasses.replace(out, pair_tolerance=kept + pair_error(state))
         second = state.grade if exact else worst(state.grade, Grade.APPROXIMATE)
         mean = state.mean_grade if linear else worst(state.grade, Grade.APPROXIMATE)
         terms: tuple[tuple[int, float], ...] = ()
@@ -176,10 +175,10 @@ def _unclear(cotangent: Field, slopes: tuple[float, float] | None) -> float:
 def pair_error(state: State) -> float:
     """Returns how far an activation's pair moments may be off, as a logarithm.
 
-    The correlation of a pair fluctuates with the second moments (`Field.spread`), and
-    the dual activation is not linear in it.
+    The correlation of a pair fluctuates, as far as the second moments of its positions
+    do not fluctuate together, and the dual activation is not linear in it.
     """
-    return PAIRS * max(f.own_spread for _, f in state.parts)
+    return PAIRS * max(f.apart for _, f in state.parts)
 
 
 PAIRS = 0.1
