@@ -60,7 +60,7 @@ def correlation_of_squares(field: Field) -> np.ndarray:
     typical moments of an entry.
     """
     square, _, value = field.correlations
-    if field.shape is None and not np.any(field.mean):
+    if field.is_centred_normal:
         return square
     rho = np.asarray(np.copysign(np.sqrt(square), value))
     if field.shape is not None:

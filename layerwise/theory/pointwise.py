@@ -197,7 +197,7 @@ class Pointwise:
         """Returns the field of phi(x); `shift` is what the spread did to its log."""
         f = self.field
         slopes = two_slopes(phi)
-        centred = f.shape is None and not np.any(f.mean)
+        centred = f.is_centred_normal
         if slopes is not None and slopes[0] == slopes[1] != 0.0:
             return f.scaled(slopes[0] ** 2).replace(
                 mean=f.mean * np.sign(slopes[0]), symmetric=f.symmetric
@@ -252,7 +252,7 @@ class Pointwise:
         """
         f = self.field
         alone = np.size(self.rho) == np.size(f.mean)
-        if slopes is None or f.shape is not None or np.any(f.mean) or alone:
+        if slopes is None or not f.is_centred_normal or alone:
             return 1.0
         rho = self.rho.copy()
         rho[(0, *lagging.zero(self.lags))] = 0.0
@@ -331,7 +331,7 @@ class Pointwise:
             )
         gain, response = 0.0, cotangent.response
         given, together = cotangent.profile, None
-        normal = f.shape is None and not np.any(f.mean)
+        normal = f.is_centred_normal
         if given is None and slopes is not None and normal:
             table = dual.two_slope_slope_dual(*slopes, self.rho)
             at = (0, *lagging.zero(self.lags))

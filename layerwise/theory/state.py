@@ -131,6 +131,11 @@ class Field:
         return float(self.spreads[lagging.zero(self.lags)])
 
     @property
+    def is_centred_normal(self) -> bool:
+        """Whether entries are normal and of mean zero."""
+        return self.shape is None and not np.any(self.mean)
+
+    @property
     def apart(self) -> float:
         """How far positions fluctuate apart: the spread of one less what all share.
 

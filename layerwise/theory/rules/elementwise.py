@@ -114,7 +114,7 @@ class Pointwise:
             else:
                 run = pointwise.Pointwise(f)
                 # What has two slopes needs no scale.
-                centred = f.shape is None and not np.any(f.mean)
+                centred = f.is_centred_normal
                 x = marginal.nodes() if slopes and centred else run.typical()
                 given = ct.profile
                 if given is not None:

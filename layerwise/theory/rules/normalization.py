@@ -140,7 +140,7 @@ def _peakedness(found: Normalization, field: Field) -> float:
 
 def _is_normal(extent: Extent, field: Field) -> bool:
     """Whether the set is one of alike, independent, normal channels at one position."""
-    return not (extent.positions or field.shape is not None or np.any(field.mean))
+    return field.is_centred_normal and not extent.positions
 
 
 def _sets(

@@ -247,7 +247,7 @@ def _product_shape(f: Field, g: Field) -> np.ndarray | None:
     mids = (np.arange(products.size) + 0.5) / products.size
     target = np.cumsum(marginal.weights()) - 0.5 * marginal.weights()
     law = np.interp(target, mids, products)
-    if any(h.symmetric or (h.shape is None and not np.any(h.mean)) for h in (f, g)):
+    if any(h.symmetric or h.is_centred_normal for h in (f, g)):
         law = 0.5 * (law - law[::-1])
     return marginal.standardize(law)
 
