@@ -16,10 +16,6 @@ SIZE = 6
 LAGS = (tuple(range(1 - SIZE, SIZE)),)
 
 
-def relu(x):
-    return np.maximum(x, 0.0)
-
-
 def field(correlation, spread=0.0):
     """Unit normal entries whose correlation falls off with the lag."""
     rho = correlation ** np.abs(np.array(LAGS[0], float))
