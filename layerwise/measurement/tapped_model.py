@@ -131,15 +131,12 @@ class TappedModel:
         if self.loss is not None:
             return self.loss(jax.tree.unflatten(self.traced.output_tree, outs))
         total: Any = jnp.zeros((), jnp.float32)
-        arrays = [y for y in map(jnp.asarray, outs) if _is_float(y)]
+        arrays = map(jnp.asarray, outs)
+        arrays = [y for y in arrays if jnp.issubdtype(y.dtype, jnp.floating)]
         for y, sign in zip(arrays, signs(key, arrays), strict=True):
             kept = jnp.promote_types(y.dtype, jnp.float32)
             total += jnp.sum(sign * y, dtype=kept)
         return total
-
-
-def _is_float(x: jax.Array) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _over(sums: jax.Array, entries: Any) -> jax.Array:
