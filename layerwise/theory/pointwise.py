@@ -251,8 +251,9 @@ class Pointwise:
         share in the result does not depend on that. All of it, for any other function.
         """
         f = self.field
-        alone = np.size(self.rho) == np.size(f.mean)
-        if slopes is None or not f.is_centred_normal or alone:
+        if slopes is None or not f.is_centred_normal:
+            return 1.0
+        if np.size(self.rho) == np.size(f.mean):  # no pairs are held
             return 1.0
         rho = self.rho.copy()
         rho[(0, *lagging.zero(self.lags))] = 0.0
