@@ -19,7 +19,7 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import peak
+from benchmarks import allocator, peak
 from benchmarks.jax_variants import Bench
 from benchmarks.models import CASES, MANY_DRAWS, QUICK
 from benchmarks.timing import Times, interleaved
@@ -30,6 +30,7 @@ _QUICK = flags.DEFINE_bool("quick", False, "Two networks, no memory: about a min
 _NETS = flags.DEFINE_list("nets", None, f"Networks, of {', '.join(CASES)}.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds of which the median is taken.")
 _OUT = flags.DEFINE_string("out", None, "File for the numbers, as JSON.")
+_KEEP = flags.DEFINE_bool("keep_memory", True, "Keep freed memory mapped (allocator).")
 
 TAP_ROUNDS = 5
 """Rounds for the taps' own cost, for each of the others'."""
@@ -171,6 +172,7 @@ def machine() -> dict[str, Any]:
         "load_average": os.getloadavg(),
         "jax": jax.__version__,
         "backend": jax.default_backend(),
+        "memory_kept": _KEEP.value,
     }
 
 
@@ -191,6 +193,8 @@ def _write(path: str, before: dict[str, Any], results: dict[str, Any]) -> None:
 
 def main(argv: list[str]) -> None:
     del argv
+    if _KEEP.value:
+        allocator.keep()
     console = Console(width=None if os.isatty(1) else 200)
     names = _NETS.value or (QUICK if _QUICK.value else list(CASES))
     before = machine()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import layerwise as lw
+from benchmarks.allocator import as_usual
 from benchmarks.jax_variants import Bench
 from benchmarks.models import CASES, MANY_DRAWS
 
@@ -17,7 +18,9 @@ from benchmarks.models import CASES, MANY_DRAWS
 def megabytes(network: str, variant: str, draws: int = 0) -> float:
     """Returns the peak resident memory, in MB, of a new process that runs a variant."""
     command = [sys.executable, "-m", "benchmarks.peak", network, variant, str(draws)]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=as_usual()
+    ).stdout
     return float(out.split()[-1])
 
 
