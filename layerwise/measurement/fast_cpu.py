@@ -14,7 +14,7 @@ import jax
 from layerwise.measurement.convolution import convolution
 from layerwise.measurement.fast_draw import fast_draw
 from layerwise.measurement.max_pool import max_pool
-from layerwise.measurement.products import matrix_product, outer_product
+from layerwise.measurement.outer_product import outer_product
 from layerwise.tracing import TracedModel
 from layerwise.tracing.graph import Equation, Evaluator
 from layerwise.types import PyTree
@@ -22,7 +22,6 @@ from layerwise.types import PyTree
 
 FORMS: dict[str, Evaluator] = {
     "conv_general_dilated": convolution,
-    "dot_general": matrix_product,
     "mul": outer_product,
     "reduce_window_max": max_pool,
 }

@@ -323,45 +323,6 @@ def test_max_pool_of_nan_and_dilated_windows(key):
     assert_close(jnp.sum(transpose(y)[0]), jnp.sum(y))
 
 
-@st.composite
-def tensor_products(draw):
-    """Sizes of free and summed axes, and on which side the summed ones are."""
-    sizes = st.integers(1, 4)
-    free = [draw(st.lists(sizes, min_size=1, max_size=3)) for _ in range(2)]
-    summed = draw(st.lists(sizes, min_size=1, max_size=3))
-    return free, summed, draw(st.tuples(st.booleans(), st.booleans()))
-
-
-@FEW
-@given(case=tensor_products())
-def test_products_of_tensors(case):
-    free, summed, first = case
-    shapes, numbers = [], []
-    for own, before in zip(free, first, strict=True):
-        shapes.append([*summed, *own] if before else [*own, *summed])
-        start = 0 if before else len(own)
-        numbers.append(tuple(range(start, start + len(summed))))
-    keys = jax.random.split(jax.random.key(0))
-    args = tuple(map(jax.random.normal, keys, shapes))
-    f = lambda x, y: jax.lax.dot_general(x, y, (tuple(numbers), ((), ())))
-    matrices = len(summed) == 1 and 2 in map(len, shapes)
-    check(f, args, argnums=(0, 1), used=not matrices)
-
-
-def test_which_products_of_tensors_are_of_matrices(key):
-    x, y = jax.random.normal(key, (2, 3, 4)), jax.random.normal(key, (4, 3, 5))
-    crossed = lambda x, y: jax.lax.dot_general(x, y, (((1, 2), (1, 0)), ((), ())))
-    check(crossed, (x, y), used=False)
-    inside = lambda x, y: jax.lax.dot_general(x, y, (((1,), (1,)), ((), ())))
-    check(inside, (x, y), used=False)
-    batched = lambda x: jax.lax.dot_general(x, x, (((2,), (2,)), ((0,), (0,))))
-    check(batched, (x,), used=False)
-    named_backwards = lambda x, y: jax.lax.dot_general(
-        x, jnp.swapaxes(y, 0, 1), (((2, 1), (1, 0)), ((), ()))
-    )
-    check(named_backwards, (x, y), used=True)
-
-
 @pytest.mark.parametrize(
     ("first", "second", "used"),
     [
