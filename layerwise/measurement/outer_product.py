@@ -17,7 +17,8 @@ def outer_product(equation: Equation, operands: list[Any]) -> list[Any] | None:
     """Returns a ``mul`` of two arrays that share no axis as their outer product.
 
     None where an axis is shared, or where an operand has axes before and behind those
-    of the other one.
+    of the other one. By `jnp.tensordot`, not `jnp.outer`: that multiplies, as `mul`
+    does, and has its derivative.
     """
     del equation
     axes = [[i for i, n in enumerate(np.shape(x)) if n != 1] for x in operands]
