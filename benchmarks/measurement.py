@@ -1,10 +1,11 @@
 """What measuring every layer costs, against what people use today, in one run.
 
-    python -m benchmarks.measurement --quick          # two networks, about a minute
-    python -m benchmarks.measurement --out=table.json # all five
+    python -m benchmarks.measurement --quick          # one network, 1.5 minutes
+    python -m benchmarks.measurement --out=table.json # all five, about 45 minutes
 
-Variants take turns, so that whatever else runs on the machine slows all of them; the
-table gives ratios of medians, and of CPU time, which a busy machine disturbs least.
+Variants take turns, so that whatever else runs on the machine slows all of them. The
+table gives medians of the rounds' ratios, with standard errors, and those of CPU time,
+which a busy machine disturbs least.
 PyTorch is measured where it is installed.
 """
 
@@ -26,14 +27,12 @@ from benchmarks.timing import Times, interleaved
 from layerwise.measurement import ensemble
 
 
-_QUICK = flags.DEFINE_bool("quick", False, "Two networks, no memory: about a minute.")
+_QUICK = flags.DEFINE_bool("quick", False, "One network, no memory: 1.5 minutes.")
 _NETS = flags.DEFINE_list("nets", None, f"Networks, of {', '.join(CASES)}.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds of which the median is taken.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "The fewest rounds that are run.")
+_SECONDS = flags.DEFINE_float("seconds", 45, "More rounds until this has passed.")
 _OUT = flags.DEFINE_string("out", None, "File for the numbers, as JSON.")
 _KEEP = flags.DEFINE_bool("keep_memory", True, "Keep freed memory mapped (allocator).")
-
-TAP_ROUNDS = 5
-"""Rounds for the taps' own cost, for each of the others'."""
 
 # Ratio -> (its variant, what it is over, the target of each network).
 RATIOS: dict[str, tuple[str, str, dict[str, float]]] = {
@@ -85,17 +84,27 @@ RATIOS: dict[str, tuple[str, str, dict[str, float]]] = {
 }
 
 
-def measure_network(name: str, rounds: int, *, memory: bool) -> dict[str, Any]:
-    """Returns all numbers of one network."""
+def measure_network(
+    name: str, rounds: int, seconds: float, *, memory: bool
+) -> dict[str, Any]:
+    """Returns all numbers of one network.
+
+    Args:
+        name: The network.
+        rounds: The fewest rounds that are run.
+        seconds: Of each group of variants that take turns: more rounds until then.
+        memory: Whether peak memory is measured.
+    """
     case = CASES[name]()
     bench = Bench(case)
     single = bench.single()
-    # The taps cost less than a round scatters by: those two alone, and more often.
+    # The taps cost less than a round scatters by: those two alone, and so more often.
     pair = {
         "layerwise, beside one tap": single["layerwise"],
         "layerwise, one tap": single.pop("layerwise, one tap"),
     }
-    singles = interleaved(single, rounds) | interleaved(pair, TAP_ROUNDS * rounds)
+    singles = interleaved(single, rounds, seconds)
+    singles |= interleaved(pair, rounds, seconds)
     variants: dict[str, Any] = dict(bench.many())
     try:
         from benchmarks.torch_variants import variants as torch_variants
@@ -104,7 +113,7 @@ def measure_network(name: str, rounds: int, *, memory: bool) -> dict[str, Any]:
     else:
         twins = torch_variants(name, np.asarray(case.inputs), ensemble.workers())
         variants |= {k: (call, 1) for k, call in twins.items()}
-    times = singles | interleaved(variants, rounds, again=False)
+    times = singles | interleaved(variants, rounds, seconds, again=False)
     bench.compile_again(rounds)
     compiling = bench.compile_cpu
     result: dict[str, Any] = {
@@ -129,13 +138,14 @@ def _ratio(times: dict[str, Times], name: str) -> dict[str, float] | None:
     variant, base, _ = RATIOS[name]
     if variant not in times or base not in times:
         return None
-    mine, other = times[variant].summary(), times[base].summary()
-    return {k: mine[k] / other[k] for k in mine}
+    return times[variant].over(times[base])
 
 
 def render(results: dict[str, Any], console: Console) -> None:
     """Prints the table of ratios, and one of compile times and memory."""
-    table = Table(title="Ratios: wall time (CPU time); the target in brackets")
+    table = Table(
+        title="Ratios: wall time, standard error (CPU time); the target in brackets"
+    )
     table.add_column("time of")
     for name in results:
         table.add_column(name, justify="right")
@@ -147,7 +157,7 @@ def render(results: dict[str, Any], console: Console) -> None:
             row.append(
                 "-"
                 if r is None
-                else f"{r['wall_median']:.3f} ({r['cpu_median']:.3f}){target}"
+                else f"{r['wall']:.3f} ± {r['wall_error']:.3f} ({r['cpu']:.3f}){target}"
             )
         table.add_row(ratio, *row)
     for title, key, target in (
@@ -195,7 +205,7 @@ def main(argv: list[str]) -> None:
     del argv
     if _KEEP.value:
         allocator.keep()
-    console = Console(width=None if os.isatty(1) else 200)
+    console = Console(width=None if os.isatty(1) else 220)
     names = _NETS.value or (QUICK if _QUICK.value else list(CASES))
     before = machine()
     try:
@@ -208,7 +218,10 @@ def main(argv: list[str]) -> None:
     results = {}
     for name in names:
         console.print(f"{name} ...")
-        results[name] = measure_network(name, _ROUNDS.value, memory=not _QUICK.value)
+        seconds = 0.0 if _QUICK.value else _SECONDS.value
+        results[name] = measure_network(
+            name, _ROUNDS.value, seconds, memory=not _QUICK.value
+        )
         if _OUT.value:
             _write(_OUT.value, before, results)
     render(results, console)
