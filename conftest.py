@@ -1,6 +1,6 @@
 """Fixtures of the doctests; those of the tests are in tests/conftest.py.
 
-Nothing here imports layerwise at the top: jaxtyping's import hook, which checks the
+Nothing here imports layerwise at the top: beartype's import hook, which checks the
 annotations while the tests run, must come first.
 """
 
@@ -8,7 +8,25 @@ import os
 import zlib
 
 import pytest
+from beartype import BeartypeConf, BeartypeDecorPlace
+from beartype.claw import beartype_package
 
+
+# Types in annotations are checked while tests run, and only then. Decorators of JAX
+# make objects, which must stay outermost. Left out are modules whose annotations name
+# what is imported for type checkers alone.
+beartype_package(
+    "layerwise",
+    conf=BeartypeConf(
+        claw_decor_place_func=BeartypeDecorPlace.FIRST,
+        claw_is_pep526=False,
+        claw_skip_package_names=(
+            "layerwise.report.describe",
+            "layerwise.report.report",
+        ),
+        is_pep484_tower=True,
+    ),
+)
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Most of a short test is XLA compiling programs that run once. The slow tests compile

@@ -2,7 +2,6 @@ import os
 import zlib
 
 import jax
-import jaxtyping
 import pytest
 from hypothesis import settings
 
@@ -24,14 +23,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(skip)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _no_lines_of_type_checks() -> None:
-    """Between a model's line and a layer's stands what checks annotations, in tests."""
-    from layerwise import _jax
-
-    _jax.register_exclusion(jaxtyping.__path__[0])
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import numpy as np
 
 from layerwise.theory.context import Node
 from layerwise.theory.repeats import TOTAL
-from layerwise.theory.state import Field, State
+from layerwise.theory.state import State
 
 
 ROWS = 3
@@ -173,12 +173,8 @@ class Row:
 
     def _advanced(self, state: State, step: np.ndarray, by: int) -> State:
         log_scale, spread, tolerance, pair_tolerance = map(float, step)
-
-        def advance(f: Field) -> Field:
-            return f.advanced(log_scale, spread)
-
         return state.map(
-            advance,
+            lambda f: f.advanced(log_scale, spread),
             roots=self.periods.moved(state.roots, by),
             tolerance=state.tolerance + tolerance,
             pair_tolerance=state.pair_tolerance + pair_tolerance,

@@ -147,10 +147,7 @@ def unknown_unless_said(name: str, incoming: State, outgoing: State) -> State:
     unless it has said what passes the activation in front (`Field.through`).
     """
     depends = any(f.profile is not None for _, f in incoming.parts)
-
-    def said(f: Field) -> Field:
-        if f.profile is not None or (f.through is not None and not depends):
-            return f
-        return f.replace(profile=UNKNOWN) if depends or name in _CHOOSING else f
-
-    return outgoing.map(said)
+    if not depends and name not in _CHOOSING:
+        return outgoing
+    silent = lambda f: f.profile is None and (depends or f.through is None)
+    return outgoing.map(lambda f: f.replace(profile=UNKNOWN) if silent(f) else f)

@@ -185,13 +185,10 @@ class Field:
         """Returns the field with single positions only, pairs forgotten."""
         if all(len(v) == 1 for v in self.lags):
             return self
-        at = tuple(slice(v.index(0), v.index(0) + 1) for v in self.lags)
-
-        def cut(x: np.ndarray | None) -> np.ndarray | None:
-            return None if x is None else x[(slice(None), *at)].copy()
-
+        at = (slice(None), *(slice(v.index(0), v.index(0) + 1) for v in self.lags))
+        cut = lambda x: None if x is None else x[at].copy()
         return self.replace(
-            table=self.table[(slice(None), *at)].copy(),
+            table=cut(self.table),
             lags=((0,),) * self.rank,
             joint=cut(self.joint),
             through=cut(self.through),

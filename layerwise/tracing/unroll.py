@@ -74,10 +74,7 @@ def unroll(traced: TracedModel, inputs: Sequence[Any]) -> Unrolled:
 
 def _moved(run: Any, where: Mapping[Place, int], flow: dataflow.Dataflow) -> Layer:
     layer: Layer = run.layer
-
-    def at(value: int) -> int:
-        return where.get((value, run.iteration), -1)
-
+    at = lambda value: where.get((value, run.iteration), -1)
     operand = at(layer.operand)
     return dataclasses.replace(
         layer,
@@ -131,12 +128,9 @@ class _Writer:
         for value, constant in graph.constants.items():
             env[value] = new = self._new(graph.avals[value])
             self.constants[new] = self.known[new] = constant
-
-        def read(atom: Atom) -> Atom:
-            return env[atom] if isinstance(atom, int) else atom
-
+        read = lambda atom: env[atom] if isinstance(atom, int) else atom
         for e in graph.equations:
-            operands = tuple(read(a) for a in e.inputs)
+            operands = tuple(map(read, e.inputs))
             outs = self._written(e, operands, iteration)
             if outs is None:
                 outs = self._copy(e, self._same_shapes(e, operands))

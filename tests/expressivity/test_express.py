@@ -103,6 +103,7 @@ class Oddities(nn.Module):
         return nn.Dense(3)(y.max(axis=1).reshape(y.shape[0], -1))
 
 
+@pytest.mark.slow
 def test_one_of_everything(key):
     x = jax.random.normal(key, (2, 9, 9, 2))
     _, names = check(Oddities(), x, key)

@@ -74,8 +74,10 @@ def test_a_scan_is_measured_iteration_by_iteration(key):
     assert not scan.untapped
 
 
+@pytest.mark.slow
 def test_remat_alone_and_in_a_scan(key):
     x, params, flat = twins(key)
+    want = lw.measure(Unrolled(), flat, x, draws=1, loss=jnp.sum)
     for model, given in (
         (Unrolled(nn.remat(Block)), flat),
         (Scanned(nn.remat(Block, prevent_cse=False)), params),
@@ -83,7 +85,6 @@ def test_remat_alone_and_in_a_scan(key):
         names = jax.tree.structure(model.init(key, x))
         given = jax.tree.unflatten(names, jax.tree.leaves(given))
         got = lw.measure(model, given, x, draws=1, loss=jnp.sum)
-        want = lw.measure(Unrolled(), flat, x, draws=1, loss=jnp.sum)
         np.testing.assert_allclose(both(got), both(want), rtol=1e-5)
 
 

@@ -73,6 +73,7 @@ class Deep(nn.Module):
         return nn.Dense(4)(x.mean((1, 2)))
 
 
+@pytest.mark.slow
 def test_what_is_stated_for_a_mean_over_a_deep_map_holds_and_says_something():
     """The spread of one position grows without bound with the depth; this does not."""
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))

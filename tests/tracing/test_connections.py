@@ -74,6 +74,7 @@ def conv(x, w, g):
     )[0]
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(g=geometries(), seed=st.integers(0, 2**31 - 1))
 def test_index_sets_are_the_convolution_forward_and_backward(g, seed):

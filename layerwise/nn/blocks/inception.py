@@ -5,6 +5,7 @@ convolution (with normalization and ReLU), a pooling, or a fork: branches within
 branch, as in the last stage of Inception-v3.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -33,7 +34,8 @@ class LocalNorm(NamedTuple):
     size: int = 5
 
 
-class Fork(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Fork:
     """Branches that read one map and are concatenated; an empty one passes it on."""
 
     branches: tuple["Branch", ...]
