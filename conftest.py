@@ -24,7 +24,6 @@ beartype_package(
             "layerwise.report.describe",
             "layerwise.report.report",
         ),
-        is_pep484_tower=True,
     ),
 )
 

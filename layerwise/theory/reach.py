@@ -18,8 +18,8 @@ class Reach(NamedTuple):
         why: Why not.
     """
 
-    forward: float = np.inf
-    backward: float = -1
+    forward: int | float = np.inf
+    backward: int | float = -1
     why: str = ""
 
     def least(self, others: Sequence["Reach"]) -> "Reach":
