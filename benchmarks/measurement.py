@@ -216,9 +216,9 @@ def main(argv: list[str]) -> None:
         console.print("PyTorch is not installed: its rows stay empty.")
         console.print("To have them: pip install 'layerwise[bench]'", markup=False)
     results = {}
+    seconds = 0.0 if _QUICK.value else _SECONDS.value
     for name in names:
         console.print(f"{name} ...")
-        seconds = 0.0 if _QUICK.value else _SECONDS.value
         results[name] = measure_network(
             name, _ROUNDS.value, seconds, memory=not _QUICK.value
         )
