@@ -39,9 +39,9 @@ __all__ = [
     "is_key_dtype",
     "is_tracer",
     "parameters",
+    "part",
     "primitive_name",
     "scan_counts",
-    "sliced",
     "source_line",
     "sub_jaxprs",
     "while_counts",
@@ -104,11 +104,16 @@ def parameters(eqn: JaxprEqn) -> Hashable:
     return name, tuple(own), tuple(id(b.jaxpr) for b in sub_jaxprs(eqn))
 
 
-def sliced(
-    jaxpr: ClosedJaxpr, eqns: Sequence[JaxprEqn], output: Var | Literal
+def part(
+    jaxpr: ClosedJaxpr,
+    eqns: Sequence[JaxprEqn],
+    inputs: Sequence[Var],
+    outputs: Sequence[Var | Literal],
 ) -> ClosedJaxpr:
-    """Returns the program of one output, made by some of the equations."""
-    alone = jaxpr.jaxpr.replace(eqns=list(eqns), outvars=[output])
+    """Returns the program of some values from others, made by some equations."""
+    alone = jaxpr.jaxpr.replace(
+        eqns=list(eqns), invars=list(inputs), outvars=list(outputs)
+    )
     return ClosedJaxpr(alone, jaxpr.consts)
 
 

@@ -48,7 +48,10 @@ def scheme_law(
         function = dataclasses.replace(function, params=ready.given)
     abstract = jax.eval_shape(lambda p: p, ready.own)
     problem = registry.Problem(
-        trace(function, abstract, ready.inputs), ready.inputs, abstract, given
+        trace(function, abstract, ready.inputs, ready.once),
+        ready.inputs,
+        abstract,
+        given,
     )
     return make(found, problem, found.solve(problem), distribution or found.default)
 

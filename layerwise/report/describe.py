@@ -224,7 +224,7 @@ def describe(
     """
     ready = prepare(model, params, inputs, kwargs=kwargs, rngs=rngs)
     check_params(ready.model, ready.example, ready.own)
-    traced = trace(ready.model, ready.example, ready.inputs)
+    traced = trace(ready.model, ready.example, ready.inputs, ready.once)
     found = blocks(traced)
     return Description(
         name=ready.model.name,

@@ -125,7 +125,7 @@ class RuleContext:
         """Returns how the entries of a kernel are distributed.
 
         Args:
-            atom: The operand, of a mean of zero.
+            atom: The operand, of a mean near zero.
             fan: Its axes that are summed over, taps left out.
             taps: Its axes along positions.
 
@@ -135,10 +135,14 @@ class RuleContext:
         moments = self.weight(atom)
         if moments.draws is None:
             whole = tuple((0, self.shape(atom)[a]) for a in taps)
-            return Pattern(moments.second, whole, shape=moments.shape)
+            return Pattern(
+                moments.second, whole, shape=moments.shape, mean=moments.mean
+            )
         key = (id(moments.draws), tuple(fan), tuple(taps))
         if key not in self._patterns:
             found = weights.pattern(moments.draws, fan, taps)
+            if not found.centred:
+                found = dataclasses.replace(found, mean=moments.mean)
             self._patterns[key] = moments.draws, found
         return self._patterns[key][1]
 

@@ -76,7 +76,7 @@ def predict(
     check_method(method)
     ready = prepare(model, params, inputs, kwargs=kwargs, rngs=rngs)
     check_params(ready.model, ready.example, ready.own)
-    traced = trace(ready.model, ready.example, ready.inputs)
+    traced = trace(ready.model, ready.example, ready.inputs, ready.once)
     moments = laws.refined(law_of(ready, law), traced, law)
     if weight_variance:
         moments = laws.with_variances(moments, traced, weight_variance)
@@ -135,7 +135,7 @@ def law_of(
     if ready.given is not None:
         return laws.of_params(ready.given)
     assert ready.model.init is not None  # own_params has raised without one
-    return laws.of_init(ready.model.init, ready.inputs)
+    return laws.of_init(ready.model.init, ready.inputs, ready.once)
 
 
 def placed(traced: TracedModel, unrolled: Unrolled) -> tuple[NamedValue, ...]:

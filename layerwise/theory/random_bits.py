@@ -103,10 +103,25 @@ def entries(value: Any) -> Hashable:
 
 
 def _what(equation: Equation) -> str:
-    if equation.name in _SAME_LAW or equation.name == "random_bits":
+    if equation.name in _SAME_LAW:
         return ""
+    if equation.name == "random_bits":
+        return str(equation.params["bit_width"])
     bodies = _jax.sub_jaxprs(equation.eqn)
     return str(bodies[0]) if bodies else str(equation.params)
+
+
+def _grid(width: int) -> jax.Array:
+    """Returns equally spaced bits; of up to 16 each as often as others.
+
+    Raises:
+        _NotElementwise: If they are more than 32.
+    """
+    if width > 32:
+        raise _NotElementwise
+    points = np.arange(_POINTS, dtype=np.uint64)
+    grid = (points * 2 + 1) * 2 ** (width - 1) // _POINTS
+    return jnp.asarray(grid.astype(f"uint{width}"))
 
 
 def _on_grid(equation: Equation, operands: list[Any]) -> jax.Array:
@@ -119,10 +134,7 @@ def _on_grid(equation: Equation, operands: list[Any]) -> jax.Array:
         _NotElementwise: If it is something else.
     """
     if equation.name == "random_bits":
-        if equation.params["bit_width"] != 32:
-            raise _NotElementwise
-        grid = (np.arange(_POINTS, dtype=np.uint64) * 2 + 1) * (2**31 // _POINTS)
-        return jnp.asarray(grid.astype(np.uint32))
+        return _grid(equation.params["bit_width"])
     arrays = [jnp.asarray(x) for x in operands]
     if any(x.size not in (1, _POINTS) for x in arrays):
         raise _NotElementwise

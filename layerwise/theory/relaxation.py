@@ -17,8 +17,9 @@ from layerwise.theory import lags as lagging
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.periods import Periods
 from layerwise.theory.repeats import LEFT, TOTAL, Repeats, is_homogeneous, is_near
-from layerwise.theory.rules.linear import kernel_of, over_taps
+from layerwise.theory.rules.linear import kernel_of
 from layerwise.theory.state import Field, State
+from layerwise.theory.taps import over_taps
 from layerwise.tracing import primitives
 from layerwise.tracing.connections import Axis
 

@@ -34,6 +34,7 @@ class Pattern:
         independent: Whether nothing tells the entries from independent ones.
         shape: Standardized law of an entry on the nodes of
             `layerwise.theory.marginal`; None is normal.
+        mean: Mean of an entry, if it is not zero.
     """
 
     second: float
@@ -41,6 +42,7 @@ class Pattern:
     centred: bool = False
     independent: bool = True
     shape: np.ndarray | None = None
+    mean: float = 0.0
 
     def crop(self, axes: Sequence[Axis]) -> tuple[Axis, ...]:
         """Returns the axes of the convolution with the taps of the support alone."""

@@ -17,20 +17,33 @@ from layerwise.tracing.connections import Connections
 from layerwise.tracing.dataflow import Dataflow
 from layerwise.tracing.graph import Equation, Graph, from_jaxpr
 from layerwise.tracing.layers import Layer, Lookup, Loop, Step, TracedModel
-from layerwise.tracing.model import ModelFunction, call_error, leaf_name, leak_error
+from layerwise.tracing.model import (
+    ModelFunction,
+    call_error,
+    leaf_name,
+    leak_error,
+    without_place,
+)
+from layerwise.tracing.once import Once
 from layerwise.tracing.pointwise import ScalarFunction, scalar_function
 from layerwise.tracing.uncollected import uncollected
 from layerwise.types import PyTree
 
 
 @uncollected()
-def trace(model: ModelFunction, params: PyTree, inputs: Sequence[Any]) -> TracedModel:
+def trace(
+    model: ModelFunction,
+    params: PyTree,
+    inputs: Sequence[Any],
+    once: Once | None = None,
+) -> TracedModel:
     """Traces a model and finds its layers. Nothing is computed.
 
     Args:
         model: The model as a pure function.
         params: Its parameters, as arrays or as `jax.ShapeDtypeStruct`.
         inputs: Its data inputs, likewise.
+        once: The model's trace on these inputs, if there is one already.
 
     Raises:
         UnsupportedModelError: If the model has no weight operations, one with fan-in 0,
@@ -38,18 +51,10 @@ def trace(model: ModelFunction, params: PyTree, inputs: Sequence[Any]) -> Traced
         InputError: If the model cannot be called on these inputs, or if integers enter
             a weight operation as if they were a signal.
     """
-    shapes = jax.tree.map(_without_place, (params, tuple(inputs)))
-    try:
-        jaxpr, output = jax.make_jaxpr(
-            lambda params, inputs: model.apply(params, *inputs), return_shape=True
-        )(*shapes)
-    except LayerwiseError:
-        raise
-    except Exception as error:
-        raise call_error(model, inputs, error) from error
-    for constant in jaxpr.consts:
-        if _jax.is_tracer(constant):
-            raise leak_error(model, f"a {constant.dtype}{list(constant.shape)}.")
+    if once is None:
+        jaxpr, output = _program(model, params, inputs)
+    else:
+        jaxpr, output = once.program, once.output
     graph = from_jaxpr(jaxpr)
     paths = [p for p, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     leaf_values = {leaf_name(p): v for p, v in zip(paths, graph.inputs, strict=False)}
@@ -85,15 +90,23 @@ def trace(model: ModelFunction, params: PyTree, inputs: Sequence[Any]) -> Traced
     return traced
 
 
-def _without_place(x: Any) -> Any:
-    """Returns the shape of an array that is on many devices; others as they are.
-
-    Where parts of an array lie is part of its type on some meshes, and a model need not
-    say where what it computes is to lie.
-    """
-    if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
-    return x
+def _program(
+    model: ModelFunction, params: PyTree, inputs: Sequence[Any]
+) -> tuple[_jax.ClosedJaxpr, PyTree]:
+    """Returns what a model computes, and the shapes of its output."""
+    shapes = jax.tree.map(without_place, (params, tuple(inputs)))
+    try:
+        jaxpr, output = jax.make_jaxpr(
+            lambda params, inputs: model.apply(params, *inputs), return_shape=True
+        )(*shapes)
+    except LayerwiseError:
+        raise
+    except Exception as error:
+        raise call_error(model, inputs, error) from error
+    for constant in jaxpr.consts:
+        if _jax.is_tracer(constant):
+            raise leak_error(model, f"a {constant.dtype}{list(constant.shape)}.")
+    return jaxpr, output
 
 
 # Of a while's two bodies the first is its condition.

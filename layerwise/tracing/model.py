@@ -39,6 +39,7 @@ class ModelFunction:
         name: The class or function name.
         input_shape: Shape of one example, where the model declares one.
         params: The model's own parameters, where it holds them (NNX).
+        both: `init` and `apply` in one call, see `layerwise.tracing.linen.functions`.
     """
 
     apply: Callable[..., Any]
@@ -47,6 +48,7 @@ class ModelFunction:
     name: str
     input_shape: tuple[int, ...] | None = None
     params: PyTree = None
+    both: Callable[..., Any] | None = None
 
 
 def as_function(
@@ -107,8 +109,9 @@ def _declared_shape(model: Any) -> tuple[int, ...] | None:
 
 def _from_linen(model: Any, kwargs: dict[str, Any], rngs: Any) -> ModelFunction:
     name = type(model).__name__
-    apply, init = linen.functions(model, kwargs, rngs)
-    return ModelFunction(apply, init, "linen", name, _declared_shape(model))
+    apply, init, both = linen.functions(model, kwargs, rngs)
+    shape = _declared_shape(model)
+    return ModelFunction(apply, init, "linen", name, shape, both=both)
 
 
 def _from_nnx(model: Any, kwargs: dict[str, Any]) -> ModelFunction:
@@ -268,6 +271,17 @@ def leak_error(model: ModelFunction, what: str) -> UnsupportedModelError:
             "jax.checking_leaks() shows where it is stored.",
         )
     )
+
+
+def without_place(x: Any) -> Any:
+    """Returns the shape of an array that is on many devices; others as they are.
+
+    Where parts of an array lie is part of its type on some meshes, and a model need not
+    say where what it computes is to lie.
+    """
+    if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
+    return x
 
 
 def own_params(model: ModelFunction, given: PyTree, inputs: Sequence[Any]) -> PyTree:

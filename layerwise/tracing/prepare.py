@@ -16,6 +16,7 @@ from layerwise.tracing.model import (
     default_inputs,
     own_params,
 )
+from layerwise.tracing.once import Once, trace_once
 from layerwise.types import PyTree
 
 
@@ -28,12 +29,14 @@ class Prepared:
         inputs: Its inputs, batch axis first.
         given: The parameters passed, completed by those the model holds; None if none.
         own: Shapes and dtypes of the model's own parameters.
+        once: Its trace, where one is enough and no parameters were passed.
     """
 
     model: ModelFunction
     inputs: tuple[jax.Array, ...]
     given: PyTree
     own: PyTree
+    once: Once | None = None
 
     @property
     def example(self) -> PyTree:
@@ -72,7 +75,9 @@ def prepare(
         inputs = default_inputs(function, jax.random.key(0) if key is None else key)
     arrays = check_inputs(function, inputs)
     given = complete(function, params)
-    return Prepared(function, arrays, given, own_params(function, given, arrays))
+    once = trace_once(function, arrays) if given is None else None
+    own = own_params(function, given, arrays) if once is None else once.params
+    return Prepared(function, arrays, given, own, once)
 
 
 def _refuse_tracers(given: PyTree) -> None:

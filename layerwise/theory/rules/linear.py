@@ -16,10 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from layerwise.theory import data, few_weights, fluctuation, lags as lagging
+from layerwise.theory import (
+    data,
+    few_weights,
+    fluctuation,
+    lags as lagging,
+    weight_mean,
+)
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.state import Field, Grade, State, comb_error
+from layerwise.theory.taps import convolve, over_taps
 from layerwise.theory.weights import Pattern
 from layerwise.tracing.connections import Axis, conv_axes
 
@@ -28,7 +35,7 @@ def fresh(ctx: RuleContext, node: Node) -> int:
     """Returns the position of the weight operand, if it is one.
 
     Raises:
-        NoSoundRule: If there is no weight, its mean is not zero, or it is fixed.
+        NoSoundRule: If there is no weight, its mean is not near zero, or it is fixed.
     """
     equation = node.equations[0]
     flow = ctx.traced.flow
@@ -38,8 +45,8 @@ def fresh(ctx: RuleContext, node: Node) -> int:
     moments = ctx.weight(equation.inputs[side[0]])
     if moments.value is not None and moments.second > 0:
         raise NoSoundRule("the weight is the same in every network")
-    if moments.mean**2 > 1e-3 * moments.second:
-        raise NoSoundRule(f"the weight's mean is {moments.mean:.3g}, not zero")
+    shape = ctx.shape(equation.inputs[side[0]])  # type: ignore[arg-type]
+    weight_mean.check(moments, shape)
     return side[0]
 
 
@@ -108,6 +115,8 @@ class Convolution:
         if fan < state.channels:
             apart = fluctuation.between_groups(state, axes, fan)
             got = got.replace(shape=fluctuation.mixed(got.shape, apart))
+        total = pattern.mean * fan * over_taps(state.average().mean, axes, 0)
+        got = weight_mean.moved(got, total, state.average().log_scale)
         out = _output(state, tuple(roles), channels, got)
         return _graded(out, pattern, fan)
 
@@ -214,63 +223,6 @@ def _wanted(ctx: RuleContext, axis: Axis) -> tuple[int, ...]:
     )
 
 
-def convolve(
-    ctx: RuleContext, field: Field, axes: Sequence[Axis], transpose: bool = False
-) -> Field:
-    """Returns the field summed over the taps of every axis, forward or transposed."""
-    table, lags, comb = field.table, list(field.lags), list(field.combs)
-    rank = len(axes)
-    for a, axis in enumerate(axes):
-        up, down = (axis.input_dilation, axis.stride)
-        if transpose:
-            up, down = down, up
-        before, size = axis.size, axis.n_outputs
-        if transpose:
-            before, size = size, before
-        held = lagging.lag_values(size, ctx.level)
-        if up == down == 1 and lags[a] == held and size == before:
-            table = _sum_over_taps(table, axis, 1 + rank + a, transpose)
-        else:
-            # Output lag l is made of input lag l * down / up: one tap at both ends.
-            asked = [v * down // up for v in held if v * down % up == 0]
-            found = lagging.at_lags(table, lags, a, asked, comb[a])
-            pieces = dict(zip(asked, found, strict=True))
-            none = np.zeros_like(np.take(table, 0, axis=1 + a))
-            slices = [
-                pieces[v * down // up] if v * down % up == 0 else none for v in held
-            ]
-            slices = [_sum_over_taps(v, axis, rank + a, transpose) for v in slices]
-            table = np.stack(slices, axis=1 + a)
-            lags[a] = held
-            comb[a] = comb[a] * up // int(np.gcd(comb[a] * up, down))
-        shape = [1] * table.ndim
-        shape[1 + a], shape[1 + rank + a] = len(held), size
-        table *= lagging.inside((held,), (size,)).reshape(shape)
-    sizes = table.shape[1 + rank :]
-    return Field(
-        np.zeros(sizes),
-        table,
-        tuple(lags),
-        field.log_scale,
-        symmetric=True,
-        comb=tuple(comb),
-    ).normalized()
-
-
-def _sum_over_taps(
-    values: np.ndarray, axis: Axis, where: int, transpose: bool
-) -> np.ndarray:
-    """Sums an array's axis of inputs over the taps, or its axis of outputs back."""
-    sizes = list(values.shape)
-    sizes[where] = axis.size if transpose else axis.n_outputs
-    out = np.zeros(sizes)
-    lead = (slice(None),) * where
-    for run in axis.runs:
-        to, source = reversed(run) if transpose else run
-        out[(*lead, to)] += values[(*lead, source)]
-    return out
-
-
 def _output(state: State, axes: tuple[str, ...], channels: int, field: Field) -> State:
     measured = state.grade is Grade.MEASURED
     return State(
@@ -330,6 +282,8 @@ class Product:
             shape=_law_of_sum(ctx, pattern, node.inputs[0], state, (), fan),
             empty=_emptiness(ctx, node.inputs[0], state, _ones(state), fan),
         )
+        seen = state.average()
+        field = weight_mean.moved(field, pattern.mean * fan * seen.mean, seen.log_scale)
         out = _output(state, roles, channels, field.normalized())
         return _graded(out, pattern, fan)
 
@@ -370,10 +324,10 @@ def _matrix(ctx: RuleContext, node: Node, side: int) -> Pattern:
 
 
 def _graded(state: State, pattern: Pattern, width: int) -> State:
-    """Returns a product of weights that are not independent: right to order 1/width."""
-    if pattern.independent:
+    """Returns a product of weights that are not quite independent and of zero mean."""
+    if pattern.independent and not pattern.mean:
         return state
-    own = DEPENDENT / width
+    own = DEPENDENT / width * (not pattern.independent) + weight_mean.left_out(pattern)
     return dataclasses.replace(
         state,
         grade=Grade(max(state.grade, Grade.APPROXIMATE)),
@@ -452,15 +406,6 @@ def _terms(
     squared = np.square(over_taps(x.sum(axis=-1), axes, 1))
     share = over_taps(np.square(x).sum(axis=-1), axes, 1)[squared > 0]
     return 1.0 / float(np.mean(share / squared[squared > 0])) if share.size else 1.0
-
-
-def over_taps(
-    values: np.ndarray, axes: Sequence[Axis] | None, first: int
-) -> np.ndarray:
-    """Returns the sums under the taps of every axis, of which `first` is the first."""
-    for a, axis in enumerate(axes or ()):
-        values = _sum_over_taps(values, axis, first + a, transpose=False)
-    return values
 
 
 def _ones(state: State) -> list[Axis]:
