@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from layerwise.theory import lags as lagging
+from layerwise.theory.coherence import INDEPENDENT, Coherence
 from layerwise.theory.response import NO_RESPONSE, Response, log_normal
 
 
@@ -70,6 +71,7 @@ class Field:
         powers: Equally likely factors of the second moments, of mean 1, where their
             law over the examples is known; None where it is taken for log-normal.
         response: Cotangents only: what they gain by such fluctuations of the value.
+        coherence: Cotangents only: how far channels go together.
         profile: Cotangents only: ``(node,)``, their power given the value, at the nodes
             of its marginal law, of mean 1 (`layerwise.theory.profile`); None where they
             are independent of it.
@@ -91,6 +93,7 @@ class Field:
     lost: float = 0.0
     powers: np.ndarray | None = None
     response: Response = NO_RESPONSE
+    coherence: Coherence = INDEPENDENT
     profile: np.ndarray | None = None
 
     @property
@@ -380,6 +383,7 @@ def mix(fields: Sequence[Field], weights: Sequence[float]) -> Field:
         weights=min(f.weights for f, _ in at),
         spread=common(shares, [f.spread for f, _ in at]),
         response=Response.average([f.response for f, _ in at], shares),
+        coherence=Coherence.average([f.coherence for f, _ in at], shares),
         profile=average_profile([f.profile for f, _ in at], shares),
     )
 

@@ -18,7 +18,7 @@ import pytest
 
 from helpers import assert_mean_close
 from layerwise.errors import InvalidArgumentError
-from layerwise.theory import law as laws, registry
+from layerwise.theory import law as laws, registry, taps
 from layerwise.theory.engine import Engine
 from layerwise.theory.predict import predict
 from layerwise.theory.rules import (
@@ -339,7 +339,7 @@ def test_refuses_a_second_rule():
 # One term taken out of a rule -> a case that must fail.
 MUTATIONS = {
     "mean cross terms of a sum": (elementwise, "table = table + sign * (", "table = table + 0 * (", "add"),  # noqa: E501
-    "other taps of a convolution": (linear, "] += values[", "] = values[", "conv_general_dilated"),  # noqa: E501
+    "other taps of a convolution": (taps, "] += values[", "] = values[", "conv_general_dilated"),  # noqa: E501
     "transpose of a linear map": (positions, "field = map_axis(ctx, field, _spatial_index(state, a), m.T)", "field = map_axis(ctx, field, _spatial_index(state, a), m.T / 1.2)", "reduce_sum"),  # noqa: E501
     "windows of a maximum": (pooling, "second = pool.unequal.handed(ct.second * active)", "second = pool.unequal.handed(ct.second * active / 2)", "reduce_window_max"),  # noqa: E501
     "unequal entries of a maximum": (pooling, "first, squared = self.unequal.more", "first, squared = 0.0, 0.0", "maximum of unequal rows"),  # noqa: E501
@@ -360,5 +360,7 @@ def test_a_rule_without_one_of_its_terms_fails(name, key, monkeypatch):
     mutant = types.ModuleType("mutant")
     monkeypatch.setitem(sys.modules, "mutant", mutant)  # dataclasses look it up
     exec(compile(source.replace(old, new), "mutant", "exec"), mutant.__dict__)
+    if module is taps:  # no rule, but what those of another module call
+        monkeypatch.setattr(linear, "convolve", mutant.convolve)  # type: ignore[attr-defined]
     with pytest.raises(AssertionError, match="standard errors apart"):
         check({**CASES, **MORE}[case], key)

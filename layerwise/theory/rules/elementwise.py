@@ -14,7 +14,9 @@ from layerwise.theory import (
     marginal,
     pointwise,
     profile as profiles,
+    turning,
 )
+from layerwise.theory.coherence import Coherence
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.response import Response
@@ -120,7 +122,10 @@ class Pointwise:
                 if given is not None:
                     given = profiles.in_front(given, phi(x))
                 got = run.pull_back(ct.replace(profile=given), phi, slope, ctx.joint)
-                got = got.replace(profile=profiles.behind(given, slope(x)))
+                got = got.replace(
+                    profile=profiles.behind(given, slope(x)),
+                    coherence=turning.in_front(ct, f, phi, slope),
+                )
                 shift = max(shift, abs(run.shift))
                 if not sound:
                     unlike = max(unlike, 0.0 if slopes else run.unlike)
@@ -241,6 +246,7 @@ def add_fields(f: Field, g: Field, sign: float = 1.0) -> Field:
         mixture=shares[0] ** 2 * f.mixture + shares[1] ** 2 * g.mixture,
         powers=_common_powers(f.powers, g.powers, shares),
         response=Response.average([f.response, g.response], shares),
+        coherence=Coherence.average([f.coherence, g.coherence], shares),
         profile=average_profile([f.profile, g.profile], shares),
     ).normalized()
 
@@ -310,10 +316,11 @@ class Sum:
             back = [_given_term(node, states, i, out, cotangent) for i in (0, 1)]
         else:
             back = [_given_bias(ctx, node, states[0], out, cotangent)]
-        return [
+        found = [
             _of_term(fit_parts(ct, s), s, out)
             for ct, s in zip(back, states, strict=True)
         ]
+        return turning.in_sum(ctx, node, states, found)
 
 
 def _with_own_branch(

@@ -21,6 +21,7 @@ from layerwise.theory import (
     few_weights,
     fluctuation,
     lags as lagging,
+    turning,
     weight_mean,
 )
 from layerwise.theory.context import Node, RuleContext
@@ -139,9 +140,11 @@ class Convolution:
         whole = _around(ctx, node.inputs[0], axes)
         response, own, omitted = _pulled(ctx, cotangent, ct, whole, axes, read)
         got = got.scaled_safe(pattern.second * fan * fluctuation.checked(own))
-        like = _like(states[0], cotangent, got.replace(response=response, lost=ct.lost))
+        got = got.replace(response=response, lost=ct.lost)
+        got, turned = turning.in_front_of_weights(got, ct, states[0], out, read)
+        like = _like(states[0], cotangent, got)
         shared = cotangent.coherent and any(a.taps > 1 for a in axes)
-        tolerance = cotangent.tolerance + abs(own) / 2 + omitted
+        tolerance = cotangent.tolerance + (abs(own) + turned) / 2 + omitted
         tolerance += SHARED / read if shared else 0.0
         like = dataclasses.replace(like, tolerance=tolerance)
         return [_graded(like, pattern, min(read, fan))]
@@ -309,11 +312,12 @@ class Product:
             ct, whole, _ones(whole), whole.channels
         )
         got = ct.scaled_safe(pattern.second * fan * fluctuation.checked(own))
-        field = got.replace(joint=None, response=response)
-        like = _like(states[0], cotangent, field)
-        tolerance = cotangent.tolerance + abs(own) / 2
-        like = dataclasses.replace(like, tolerance=tolerance)
         read = int(np.prod([shape[a] for a in contract[side]]))
+        field = got.replace(joint=None, response=response)
+        field, turned = turning.in_front_of_weights(field, ct, states[0], out, read)
+        like = _like(states[0], cotangent, field)
+        tolerance = cotangent.tolerance + (abs(own) + turned) / 2
+        like = dataclasses.replace(like, tolerance=tolerance)
         return [_graded(like, pattern, min(read, fan))]
 
 

@@ -1,0 +1,154 @@
+"""Where weights that turned toward their output show: `layerwise.theory.coherence`."""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from layerwise.moments.activations import Numeric, cached_float64, two_slopes
+from layerwise.theory import coherence, lags as lagging, marginal, profile
+from layerwise.theory.coherence import Block, Coherence
+from layerwise.theory.context import Node, RuleContext
+from layerwise.theory.state import Field, State
+
+
+LEAST = -0.5
+"""What is taken from the power of a cotangent at most."""
+
+
+def in_front(cotangent: Field, value: Field, phi: Numeric, slope: Numeric) -> Coherence:
+    """Returns the coherence in front of an activation of `value`."""
+    if cotangent.coherence.is_zero:
+        return cotangent.coherence
+    w, u, f, s = _at_nodes(value, phi, slope)
+    mean = float(w @ u)
+    rows = [_projection(w, s, f), _projection(w, s * (u - mean), f)]
+    rows[1] /= np.sqrt(max(float(w @ np.square(u - mean)), TINY))
+    return cotangent.coherence.seen_by(np.stack(rows), float(w @ s**2))
+
+
+def _projection(w: np.ndarray, psi: np.ndarray, f: np.ndarray) -> np.ndarray:
+    """Returns psi by the (c, b) of f: its mean, and its covariance with f."""
+    apart = f - w @ f
+    spread = float(w @ np.square(apart))
+    along = float(w @ (psi * apart)) / np.sqrt(spread) if spread > TINY else 0.0
+    return np.array([float(w @ psi), along])
+
+
+TINY = 1e-30
+
+
+def in_front_of_weights(
+    cotangent: Field, before: Field, value: State, result: State, fan: int
+) -> tuple[Field, float]:
+    """Returns a cotangent in front of a contraction, and what was added as a logarithm.
+
+    Args:
+        cotangent: What it would be without.
+        before: That of the contraction's result.
+        value: What is contracted.
+        result: What of it is made.
+        fan: Channels that are summed over.
+    """
+    mean, second = value.average().levels
+    if before.coherence.is_zero or not second > 0.0:
+        return cotangent.replace(coherence=coherence.INDEPENDENT), 0.0
+    along = max(before.coherence.along(*result.average().levels), -1.0)
+    after, added = coherence.in_front_of_weights(along, mean, second, fan)
+    added = max(added, LEAST)
+    got = cotangent.scaled(1.0 + added).replace(coherence=after)
+    return got, abs(float(np.log1p(added)))
+
+
+def in_sum(
+    ctx: RuleContext, node: Node, states: Sequence[State], cotangents: Sequence[State]
+) -> list[State]:
+    """Returns the cotangents of the two terms of x + f(W x), with what W turning adds.
+
+    States half of it as the error, on maps all of it.
+
+    Args:
+        ctx: The context.
+        node: The sum.
+        states: Its terms.
+        cotangents: Theirs, as of independent terms.
+    """
+    found = list(cotangents)
+    if len(states) != 2 or all(s.average().symmetric for s in states):
+        return found
+    for skip, branch in ((0, 1), (1, 0)):
+        block = _block(ctx, node, states, skip, branch)
+        if block is None:
+            continue
+        turn = functools.partial(
+            _at_skip, block=block, state=states[skip], coherent=found[skip].coherent
+        )
+        own = max(turn(ct)[1] for _, ct in found[skip].parts)
+        found[skip] = found[skip].map(
+            lambda ct, turn=turn: turn(ct)[0],
+            tolerance=found[skip].tolerance + own,
+        )
+        found[branch] = found[branch].map(
+            lambda ct, at=block.at_branch: ct.replace(coherence=at(ct.coherence))
+        )
+    return found
+
+
+def _at_skip(
+    cotangent: Field, block: Block, state: State, coherent: bool
+) -> tuple[Field, float]:
+    """Returns the cotangent of the value, and the error that is stated."""
+    alike = _alike(cotangent, coherent)
+    after, added = block.at_skip(cotangent.coherence, alike)
+    added = max(added / state.channels, LEAST)
+    got = cotangent.scaled(1.0 + added).replace(coherence=after.over(1.0 + added))
+    return got, abs(float(np.log1p(added))) * (0.5 if alike == 1.0 else 1.0)
+
+
+def _alike(cotangent: Field, coherent: bool) -> float:
+    """Returns the mean correlation of a position's cotangent with those beside it."""
+    if not cotangent.rank:
+        return 1.0
+    if all(len(v) == 1 for v in cotangent.lags):
+        return 1.0 if coherent else 3.0**-cotangent.rank
+    near = tuple(slice(max(i - 1, 0), i + 2) for i in lagging.zero(cotangent.lags))
+    return float(np.clip(np.mean(cotangent.correlations[2][near]), 0.0, 1.0))
+
+
+def _block(
+    ctx: RuleContext, node: Node, states: Sequence[State], skip: int, branch: int
+) -> Block | None:
+    """Returns the moments of a sum that is x + f(W x); None of another."""
+    x, f = states[skip].average(), states[branch].average()
+    if not np.any(f.mean) or not x.levels[1] > 0.0 or not f.levels[1] > 0.0:
+        return None
+    between = ctx.between(node.inputs[skip], node.inputs[branch])
+    # What a normalization passes on is at right angles to x.
+    if not between or any(n.name == "normalization" for n in between):
+        return None
+    last = next(n for n in between if n.output == node.inputs[branch])
+    mean, second = f.rescaled(x.log_scale).levels
+    sign = -1.0 if node.name == "sub" else 1.0
+    drift, follows = mean, 1.0
+    if last.name == "pointwise" and len(last.inputs) == 1:
+        value = ctx.state_of(last.inputs[0]).average()
+        phi, slope = cached_float64(last.data)
+        w, u, at, s = _at_nodes(value, phi, slope)
+        if two_slopes(phi) is None and float(w @ at) != 0.0:
+            psi = _projection(w, u * s, at)
+            drift *= psi[0] / float(w @ at)
+            follows = psi[1] / max(np.sqrt(float(w @ (at - w @ at) ** 2)), TINY)
+    return Block(*x.levels, sign * mean, second, sign * drift, follows, sign)
+
+
+def _at_nodes(
+    value: Field, phi: Numeric, slope: Numeric
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns weights, u, phi(u) and its slope at the nodes of the law of u.
+
+    What has two slopes does the same at any scale: u is left at that of the field.
+    """
+    u = profile.entries(value)
+    if two_slopes(phi) is None:
+        u = u * np.exp(np.clip(0.5 * value.log_scale, -300, 300))
+    return marginal.weights(), u, phi(u), slope(u)
