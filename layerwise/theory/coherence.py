@@ -154,6 +154,33 @@ class Block:
         return Coherence(excess), float(2.0 * (skip @ moments @ turned) / self.second)
 
 
+def at_twin(
+    before: Coherence,
+    whole: tuple[float, float],
+    term: tuple[float, float],
+    sign: float,
+) -> Coherence:
+    """Returns the coherence at f(u) of a cotangent of f(u) + h(w), both of one value.
+
+    What both send back to it adds up: of :math:`(A_1 + A_2)^2` each is given its own
+    :math:`A_i (A_1 + A_2)`.
+
+    Args:
+        before: That of the sum.
+        whole: Mean and second moment of the sum.
+        term: Those of f(u), a mean other than zero, with the sign in the sum.
+        sign: That sign.
+    """
+    mean, variance = term[0], max(term[1] - term[0] ** 2, 0.0)
+    total = max(whole[1] - whole[0] ** 2, 0.0)
+    if not variance > 0.0 or not total > 0.0:
+        return before
+    own = np.diag([sign, np.sqrt(variance / total)])
+    both = np.diag([sign * whole[0] / mean, np.sqrt(total / variance)])
+    found = own @ (np.eye(2) + before.matrix) @ both.T
+    return Coherence(0.5 * (found + found.T) - np.eye(2))
+
+
 def in_front_of_weights(
     along: float, mean: float, second: float, fan: int
 ) -> tuple[Coherence, float]:

@@ -10,6 +10,7 @@ from layerwise.theory import coherence, lags as lagging, marginal, profile
 from layerwise.theory.coherence import Block, Coherence
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.state import Field, State
+from layerwise.tracing import primitives
 
 
 LEAST = -0.5
@@ -76,6 +77,8 @@ def in_sum(
     found = list(cotangents)
     if len(states) != 2 or all(s.average().symmetric for s in states):
         return found
+    if _are_twins(ctx, node, states):
+        return _at_twins(node, states, found)
     for skip, branch in ((0, 1), (1, 0)):
         block = _block(ctx, node, states, skip, branch)
         if block is None:
@@ -91,6 +94,45 @@ def in_sum(
         found[branch] = found[branch].map(
             lambda ct, at=block.at_branch: ct.replace(coherence=at(ct.coherence))
         )
+    return found
+
+
+def _are_twins(ctx: RuleContext, node: Node, states: Sequence[State]) -> bool:
+    """Whether two terms with means are made of one value, by weights of their own."""
+    if not all(np.any(s.average().mean) for s in states):
+        return False
+    read = [_read(ctx, v) for v in node.inputs]
+    return read[0] is not None and read[0] == read[1]
+
+
+def _read(ctx: RuleContext, value: int) -> int | None:
+    """Returns the one value that the weights behind a value read, if there is one."""
+    while (node := ctx.producer(value)) is not None:
+        if node.name in primitives.WEIGHT_OPERATIONS:
+            return node.inputs[0]
+        if node.name in ("add", "sub") and len(node.inputs) == 2:
+            first, second = (_read(ctx, v) for v in node.inputs)
+            return first if first == second else None
+        if len(node.inputs) != 1 or node.name == "normalization":
+            return None
+        (value,) = node.inputs
+    return None
+
+
+def _at_twins(
+    node: Node, states: Sequence[State], cotangents: Sequence[State]
+) -> list[State]:
+    """Returns the cotangents of two activations of one value, which meet there."""
+    signs = (1.0, -1.0 if node.name == "sub" else 1.0)
+    scale = max(s.average().log_scale for s in states)
+    terms = [s.average().rescaled(scale).levels for s in states]
+    terms = [(sign * m, second) for sign, (m, second) in zip(signs, terms, strict=True)]
+    (first, _), (other, _) = terms
+    whole = first + other, terms[0][1] + terms[1][1] + 2.0 * first * other
+    found = []
+    for term, sign, ct in zip(terms, signs, cotangents, strict=True):
+        at = functools.partial(coherence.at_twin, whole=whole, term=term, sign=sign)
+        found.append(ct.map(lambda f, at=at: f.replace(coherence=at(f.coherence))))
     return found
 
 

@@ -31,6 +31,7 @@ class Blocks(nn.Module):
     scale: float = 0.7
     sign: float = 1.0
     scanned: bool = False
+    twins: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -50,6 +51,9 @@ class Blocks(nn.Module):
             x, _ = body(layer(name="block"), x)
         else:
             for _ in range(self.depth):
+                if self.twins:
+                    x = (self.phi(layer()(x)) + self.phi(layer()(x))) * self.scale
+                    continue
                 y = x if self.inner is None else self.inner(layer()(x))
                 y = self.phi(layer()(y))
                 x = (x + y if self.sign > 0 else x - y) * self.scale
@@ -64,6 +68,8 @@ FORMS: dict[str, Any] = {
     "softplus": {"phi": nn.softplus, "scale": 0.5},
     "absolute value": {"phi": jnp.abs},
     "a difference": {"sign": -1.0, "scale": 1.0},
+    "twins": {"twins": True, "width": 32},
+    "twins, GELU": {"twins": True, "phi": nn.gelu},
     "two layers": {"inner": nn.relu},
     "convolutions": {"conv": True, "width": 12, "depth": 3},
 }
