@@ -140,8 +140,8 @@ def beside_own_branch(
     """
     together = 1.0
     if neighbours:
-        near = (slice(max(i - 1, 0), i + 2) for i in lagging.zero(skip.lags))
-        together = float(np.mean(correlation_of_squares(skip)[tuple(near)]))
+        near = lagging.nearest(skip.lags)
+        together = float(np.mean(correlation_of_squares(skip)[near]))
     scale = max(skip.log_scale, branch.log_scale)
     mine, theirs = (float(np.mean(f.rescaled(scale).second)) for f in (skip, branch))
     if not mine + theirs > 0:

@@ -248,6 +248,11 @@ def zero(lags: Sequence[tuple[int, ...]]) -> Index:
     return tuple(v.index(0) for v in lags)
 
 
+def nearest(lags: Sequence[tuple[int, ...]]) -> tuple[slice, ...]:
+    """Returns where a table holds lag 0 and, along each axis, those beside it."""
+    return tuple(slice(max(i - 1, 0), i + 2) for i in zero(lags))
+
+
 def thinned(
     table: np.ndarray, lags: Sequence[tuple[int, ...]]
 ) -> tuple[np.ndarray, tuple[tuple[int, ...], ...]]:

@@ -153,8 +153,8 @@ def _alike(cotangent: Field, coherent: bool) -> float:
         return 1.0
     if all(len(v) == 1 for v in cotangent.lags):
         return 1.0 if coherent else 3.0**-cotangent.rank
-    near = tuple(slice(max(i - 1, 0), i + 2) for i in lagging.zero(cotangent.lags))
-    return float(np.clip(np.mean(cotangent.correlations[2][near]), 0.0, 1.0))
+    near = cotangent.correlations[2][lagging.nearest(cotangent.lags)]
+    return float(np.clip(np.mean(near), 0.0, 1.0))
 
 
 def _block(

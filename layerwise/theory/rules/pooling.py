@@ -123,7 +123,7 @@ class _Pool:
     @property
     def unevenness(self) -> float:
         """How much the correlation of neighbours differs over the map (sd)."""
-        near = tuple(slice(max(i - 1, 0), i + 2) for i in lagging.zero(self.field.lags))
+        near = lagging.nearest(self.field.lags)
         rho, inside = self.rho[0][near], self.inside[near]
         over = tuple(range(-len(self.axes), 0))
         count = np.maximum(inside.sum(axis=over), 1)
