@@ -1,5 +1,6 @@
 """Where weights that turned toward their output show: `layerwise.theory.coherence`."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -83,13 +84,14 @@ def in_sum(
         block = _block(ctx, node, states, skip, branch)
         if block is None:
             continue
-        turn = functools.partial(
-            _at_skip, block=block, state=states[skip], coherent=found[skip].coherent
-        )
-        own = max(turn(ct)[1] for _, ct in found[skip].parts)
-        found[skip] = found[skip].map(
-            lambda ct, turn=turn: turn(ct)[0],
-            tolerance=found[skip].tolerance + own,
+        ct = found[skip]
+        counts, fields = zip(*ct.parts, strict=True)
+        turned = (_at_skip(f, block, states[skip], ct.coherent) for f in fields)
+        fields, errors = zip(*turned, strict=True)
+        found[skip] = dataclasses.replace(
+            ct,
+            parts=tuple(zip(counts, fields, strict=True)),
+            tolerance=ct.tolerance + max(errors),
         )
         found[branch] = found[branch].map(
             lambda ct, at=block.at_branch: ct.replace(coherence=at(ct.coherence))
