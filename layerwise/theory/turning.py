@@ -173,16 +173,26 @@ def _block(
     last = next(n for n in between if n.output == node.inputs[branch])
     mean, second = f.rescaled(x.log_scale).levels
     sign = -1.0 if node.name == "sub" else 1.0
-    drift, follows = mean, 1.0
-    if last.name == "pointwise" and len(last.inputs) == 1:
-        value = ctx.state_of(last.inputs[0]).average()
-        phi, slope = cached_float64(last.data)
-        w, u, at, s = _at_nodes(value, phi, slope)
-        if two_slopes(phi) is None and float(w @ at) != 0.0:
-            psi = _projection(w, u * s, at)
-            drift *= psi[0] / float(w @ at)
-            follows = psi[1] / max(np.sqrt(float(w @ (at - w @ at) ** 2)), TINY)
-    return Block(*x.levels, sign * mean, second, sign * drift, follows, sign)
+    drift, follows = _turns(ctx, last)
+    return Block(*x.levels, sign * mean, second, sign * mean * drift, follows, sign)
+
+
+def _turns(ctx: RuleContext, last: Node) -> tuple[float, float]:
+    """Returns E[u f'(u)] / E[f(u)] and the covariance with f(u) over its variance.
+
+    1 for two slopes, as u f'(u) = f(u), and taken for 1 of what is no activation.
+    """
+    if last.name != "pointwise" or len(last.inputs) != 1:
+        return 1.0, 1.0
+    phi, slope = cached_float64(last.data)
+    if two_slopes(phi) is not None:
+        return 1.0, 1.0
+    w, u, at, s = _at_nodes(ctx.state_of(last.inputs[0]).average(), phi, slope)
+    mean = float(w @ at)
+    if mean == 0.0:
+        return 1.0, 1.0
+    drift, along = _projection(w, u * s, at)
+    return drift / mean, along / max(np.sqrt(float(w @ (at - mean) ** 2)), TINY)
 
 
 def _at_nodes(
