@@ -38,13 +38,13 @@ from layerwise.tracing.connections import Axis
 
 def excess(field: Field) -> float:
     """Returns E[x^4]/E[x^2]^2 - 1 of one entry: 2 if normal, 5 behind ReLU."""
-    x, w = _typical(field), marginal.weights()
+    x, w = typical(field), marginal.weights()
     second = float(w @ x**2)
     peaked = float(w @ x**4) / second**2 if second > 0 else 1.0
-    return peaked * (1.0 + field.mixture) - 1.0
+    return (peaked + field.peaked) * (1.0 + field.mixture) - 1.0
 
 
-def _typical(field: Field) -> np.ndarray:
+def typical(field: Field) -> np.ndarray:
     """``(node,)``: an entry of typical mean and variance."""
     variance = max(float(np.mean(field.second - np.square(field.mean))), 0.0)
     root = float(np.sqrt(np.mean(np.square(field.mean))))
@@ -65,7 +65,7 @@ def correlation_of_squares(field: Field) -> np.ndarray:
     rho = np.asarray(np.copysign(np.sqrt(square), value))
     if field.shape is not None:
         rho = marginal.latent(field.shape, rho)
-    coefficients = np.square(_typical(field)) @ marginal.hermite()[:, 1:]
+    coefficients = np.square(typical(field)) @ marginal.hermite()[:, 1:]
     return marginal.power_sum(coefficients, rho, start=1)
 
 
@@ -83,7 +83,25 @@ def shares(state: State) -> list[float]:
 def channel_noise(state: State) -> float:
     """Returns the relative variance of the mean of x^2 over the channels at hand."""
     parts = zip(shares(state), state.parts, strict=True)
-    return float(sum(s * s * excess(f) / n for s, (n, f) in parts if s > 0))
+    return float(sum(s * s * _free(f) / n for s, (n, f) in parts if s > 0))
+
+
+def _free(field: Field) -> float:
+    """Returns what of the excess no normalization has settled."""
+    return excess(field) * (1.0 - field.settled.squares)
+
+
+def peakedness(state: State) -> tuple[float, float]:
+    """Returns E[x^4]/E[x^2]^2 - 1 of any entry, and what of it is not settled."""
+    field = state.average()
+    peaked = excess(field)
+    return peaked, peaked * (1.0 - _settled(state))
+
+
+def _settled(state: State) -> float:
+    """Returns the share of the squares' variance that is settled."""
+    parts = zip(shares(state), state.parts, strict=True)
+    return sum(s * f.settled.squares for s, (_, f) in parts)
 
 
 def beyond_channels(total: np.ndarray, state: State) -> np.ndarray:
@@ -161,7 +179,7 @@ def emptiness(state: State, axes: Sequence[Axis], channels: int) -> float:
         channels: Channels that one output reads.
     """
     field = state.average()
-    law, w = _typical(field), marginal.weights()
+    law, w = typical(field), marginal.weights()
     # An end of the law that is flat, as ReLU's is, at zero: averages over positions.
     flat = [e for e in (law[0], law[-1]) if abs(e) < 0.1 * np.sqrt(w @ law**2)]
     none = max((float(w[law == e].sum()) for e in flat), default=0.0)
@@ -211,6 +229,7 @@ def pulled_through(
     axes: Sequence[Axis],
     channels: int,
     coherent: bool = False,
+    peaked: float = 0.0,
 ) -> tuple[Response, float]:
     """Returns the response in front of a contraction, and what it adds to the log.
 
@@ -220,6 +239,7 @@ def pulled_through(
         axes: Its spatial axes, as the contraction reads them.
         channels: Channels that one result reads: those of its group.
         coherent: Whether positions' cotangents are alike, where no pairs are held.
+        peaked: Excess kurtosis of a weight.
     """
     response = cotangent.response
     if response.is_zero:
@@ -249,12 +269,14 @@ def pulled_through(
     bent = alike * (bend * (1.0 + double) + 2.0 * curl * raw)
     bent = np.array(np.broadcast_to(bent, np.shape(squared)))
     bent[lagging.zero(field.lags)] += response.turn
+    bent[lagging.zero(field.lags)] *= 1.0 + peaked / 2.0
     aligned = response.alignment * alike * size
     bent, aligned = (_over_taps(v, field, axes) for v in (bent, aligned))
     # What all channels do to one that is perturbed counts by its share of them.
     alone = bent / channels + aligned / state.channels
     noise = response.local / channels
     noise += (response.power - response.local) / state.channels
+    noise *= 1.0 - _settled(state)
     return Response(
         power=response.power * _over_taps(relative, field, axes),
         alignment=bent + aligned,

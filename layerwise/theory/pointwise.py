@@ -11,7 +11,6 @@ so that single positions are right and pairs err by less than that remainder. A 
 lag -l is one at l from its other end: half of the lags are computed.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -19,9 +18,8 @@ import numpy as np
 
 from layerwise.moments import dual
 from layerwise.moments.activations import Numeric, two_slopes
-from layerwise.theory import fluctuation, lags as lagging
+from layerwise.theory import lags as lagging, local
 from layerwise.theory.marginal import (
-    ORDER,
     entries,
     hermite,
     latent_correlation,
@@ -30,43 +28,9 @@ from layerwise.theory.marginal import (
     standardize,
     weights,
 )
-from layerwise.theory.response import Response, log_normal
+from layerwise.theory.response import log_normal
+from layerwise.theory.settled import Settled
 from layerwise.theory.state import Field
-
-
-class Local:
-    """How a function moves moments of (x, perturbation of x), near one law of x.
-
-    Args:
-        law: ``(node,)``: x at the nodes.
-        phi: The function.
-        slope: Its derivative.
-
-    Attributes:
-        growth: d log E[phi^2] / d log E[x^2].
-        gradient_growth: d log E[phi'^2] / d log E[x^2].
-        together: E[phi^2 phi'^2] / E[phi^2] E[phi'^2].
-        turn: What a perturbation along x gains over one across it.
-        keeping: Squared alignment behind the function, per that in front.
-    """
-
-    def __init__(self, law: np.ndarray, phi: Numeric, slope: Numeric):
-        w, step = weights(), 1e-3
-        power = max(float(w @ law**2), 1e-300)
-        f2, g2 = phi(law) ** 2, slope(law) ** 2
-        value, gradient = (max(float(w @ v), 1e-300) for v in (f2, g2))
-
-        def growth(function: Numeric) -> float:
-            up, down = (
-                float(w @ function(np.sqrt(t) * law) ** 2) for t in (1 + step, 1 - step)
-            )
-            return float(np.log(max(up, 1e-300) / max(down, 1e-300))) / (2 * step)
-
-        self.growth, self.gradient_growth = growth(phi), growth(slope)
-        self.together = float(w @ (f2 / value * (g2 / gradient)))
-        self.turn = float(w @ (g2 * law**2)) / power / gradient - 1.0
-        along = float(w @ (phi(law) * slope(law) * law))
-        self.keeping = along / power * (along / value) / gradient
 
 
 GRID = 64
@@ -219,6 +183,7 @@ class Pointwise:
                 spread=f.spread,
                 empty=f.empty,
                 powers=f.powers,
+                settled=self._settled(phi),
             )
         if slopes is not None:  # one factor on all of a network scales out
             mean, _, table = self.pairs(self.values(phi))
@@ -241,8 +206,13 @@ class Pointwise:
             spread=spread,
             empty=f.empty if slopes is not None else 0.0,
             powers=powers,
+            settled=self._settled(phi),
         )
         return out.normalized()
+
+    def _settled(self, phi: Numeric) -> Settled:
+        """Returns what is settled of phi(x)."""
+        return self.field.settled.behind(phi, self.typical(), weights())
 
     def carried(self, slopes: tuple[float, float] | None) -> float:
         """Returns how much of an error of pair moments a function of two slopes keeps.
@@ -358,10 +328,11 @@ class Pointwise:
                 values = self.values(lambda x: slope(x) * x) * root
                 together = self.pairs(values)[2] / alone
         if slopes is not None and (normal or given is not None):
-            bend, curl = self._kink(*slopes)
-            response = dataclasses.replace(response, bend=bend, curl=curl)
+            gain, response = local.two_slopes(
+                response, *self._typical(), phi, slope, slopes
+            )
         else:
-            gain, response = self._respond(response, phi, slope)
+            gain, response = local.smooth(response, *self._typical(), phi, slope)
         lost = self._emptied(slope) if f.empty else 0.0
         gain += lost - cotangent.lost
         self.shift = abs(self.shift) + abs(gain)
@@ -390,40 +361,16 @@ class Pointwise:
 
         It differs between positions and networks as their second moments do.
         """
-        if self.field.shape is None:
+        if self.field.shape is None or self.field.peaked:
             return 0.0
         live = self.var[self.var > 0]
         apart = float(np.var(np.log(live))) if live.size else 0.0
         apart += float(np.log1p(self.field.own_spread))
         return UNLIKE_LAWS * float(np.sqrt(apart))
 
-    def local(self, phi: Numeric, slope: Numeric) -> Local:
+    def local(self, phi: Numeric, slope: Numeric) -> local.Local:
         """Returns what a function does at a typical position."""
-        return Local(self.typical(), phi, slope)
-
-    def _respond(
-        self, after: Response, phi: Numeric, slope: Numeric
-    ) -> tuple[float, Response]:
-        """Returns what `after` adds to the logarithm, and the response in front.
-
-        Raises:
-            NoSoundRule: If what is added is not small.
-        """
-        local = self.local(phi, slope)
-        variance = float(np.log1p(self.field.own_spread))
-        gain = after.power * local.growth * local.gradient_growth * variance
-        gain += after.unit * (local.together - 1.0)
-        fluctuation.checked(gain)
-        # Positive as they should be, beyond the first order too.
-        whole = np.exp(-np.clip(gain, -1.0, 1.0))
-        bend, curl = self._curvature(slope, local.turn)
-        return float(gain), Response(
-            power=float(whole * (local.gradient_growth + after.power * local.growth)),
-            local=float(whole * local.gradient_growth),
-            alignment=float(whole * after.alignment * local.keeping),
-            bend=bend,
-            curl=curl,
-        )
+        return local.Local(self.typical(), phi, slope)
 
     def _emptied(self, slope: Numeric) -> float:
         """Returns what values that are zero do to the logarithm of E[slope^2].
@@ -453,6 +400,10 @@ class Pointwise:
         table = np.where(live & there, table, np.where(live | there, one, zero**2))
         return table * lagging.inside(self.lags, self.field.sizes)
 
+    def _typical(self) -> tuple[Field, np.ndarray, np.ndarray]:
+        """Returns the field, a typical entry, and the correlation of a pair."""
+        return self.field, self.typical(), self._typical_rho()
+
     def _typical_rho(self) -> np.ndarray:
         """``(*lags,)``: mean latent correlation of a pair of one example."""
         if self.field.shape is None:
@@ -462,32 +413,6 @@ class Pointwise:
         count = np.maximum(inside.sum(axis=over), 1)
         half = np.asarray((self.rho[0] * inside).sum(axis=over) / count)
         return lagging.mirrored(half)
-
-    def _kink(self, up: float, down: float) -> tuple[np.ndarray, np.ndarray]:
-        """The response's bend and curl of two slopes; at one position they cancel."""
-        if all(len(v) == 1 for v in self.field.lags):
-            return np.asarray(0.0), np.asarray(0.0)
-        rho = np.clip(self._typical_rho(), -0.999, 0.999)
-        jump = (up - down) ** 2 / (2 * np.pi * np.sqrt(1 - rho**2))
-        pair = np.asarray(dual.two_slope_slope_dual(up, down, rho))
-        jump = np.asarray(jump / np.where(np.abs(pair) > 1e-12, pair, 1.0))
-        jump[lagging.zero(self.field.lags)] = 0.0
-        return jump, np.asarray(-rho * jump)
-
-    def _curvature(self, slope: Numeric, turn: float) -> tuple[np.ndarray, np.ndarray]:
-        """The bend and curl of a smooth function, by Hermite coefficients."""
-        rho = self._typical_rho()
-        b = slope(self.typical()) @ hermite()
-        n = np.arange(ORDER + 1)
-        powers = rho[..., None] ** n
-        pair = powers @ b**2
-        bend = powers[..., :-1] @ (n[1:] * b[1:] ** 2)
-        curl = powers[..., :-2] @ (np.sqrt(n[1:-1] * n[2:]) * b[2:] * b[:-2])
-        pair = np.where(np.abs(pair) > 1e-12, pair, 1.0)
-        bend, curl = np.asarray(bend / pair), np.asarray(curl / pair)
-        zero = lagging.zero(self.field.lags)
-        bend[zero], curl[zero] = 0.5 * turn, 0.0
-        return bend, curl
 
     def _linear_joint(self, cotangent: Field, slope: float) -> np.ndarray | None:
         # E[ct ct' x x'] with x = y / slope: the scale was multiplied by slope**2.

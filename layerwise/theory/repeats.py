@@ -317,6 +317,8 @@ _OWN_FIELD = (
     "response",
     "profile",
     "powers",
+    "peaked",
+    "settled",
 )
 
 

@@ -24,6 +24,7 @@ class Response:
         bend: ``(*lags,)``, of the slope s of the activation in front, at a pair of
             positions: ``q E[s'(u) s'(u')] / E[s(u) s(u')]``.
         curl: The same of ``q E[s''(u) s(u')] / E[s(u) s(u')]``.
+        level: Per relative squared mean of the perturbation over the channels.
     """
 
     power: float = 0.0
@@ -33,6 +34,7 @@ class Response:
     turn: float = 0.0
     bend: Any = 0.0
     curl: Any = 0.0
+    level: float = 0.0
 
     @functools.cached_property
     def is_zero(self) -> bool:
@@ -50,6 +52,7 @@ class Response:
             self.turn,
             self.bend,
             self.curl,
+            self.level,
         )
 
     def scaled(self, share: float) -> "Response":

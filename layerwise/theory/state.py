@@ -19,6 +19,7 @@ import numpy as np
 from layerwise.theory import lags as lagging
 from layerwise.theory.coherence import INDEPENDENT, Coherence
 from layerwise.theory.response import NO_RESPONSE, Response, log_normal
+from layerwise.theory.settled import UNSETTLED, Settled
 
 
 HARDLY = 0.02
@@ -52,6 +53,8 @@ class Field:
         log_scale: Logarithm of the factor taken out.
         shape: Standardized marginal law as a non-decreasing function of a standard
             normal, on the nodes of `layerwise.theory.marginal`; None is normal.
+        peaked: Excess kurtosis of what is nearly normal, and taken for normal where
+            slopes are two; 0.0 beside a `shape`.
         symmetric: Whether the law is that of its negative (fresh zero-mean weights).
         comb: Per axis: pairs at lags that are no multiple of it have nothing to do with
             those that are; they come from inputs that are not `comb` apart.
@@ -65,6 +68,7 @@ class Field:
             positions, over networks and examples; 0.0 for none.
         mixture: The same of the second moments of one unit and another, given all that
             is the same for both.
+        settled: What of its channels a normalization took from fluctuating.
         empty: Probability that a value is zero, because all that it sums is.
         lost: Cotangents only: what such zeros behind took of the logarithm. An entry
             that an activation passes on is not zero, so that it is given back there.
@@ -82,6 +86,7 @@ class Field:
     lags: tuple[tuple[int, ...], ...]
     log_scale: float = 0.0
     shape: np.ndarray | None = None
+    peaked: float = 0.0
     symmetric: bool = False
     comb: tuple[int, ...] = ()
     joint: Any = None
@@ -89,6 +94,7 @@ class Field:
     weights: float = np.inf
     spread: Any = 0.0
     mixture: float = 0.0
+    settled: Settled = UNSETTLED
     empty: float = 0.0
     lost: float = 0.0
     powers: np.ndarray | None = None

@@ -18,8 +18,9 @@ UNIFORM = marginal.of_samples((np.arange(2**16) + 0.5) / 2**15 - 1.0)
 def test_the_law_has_the_kurtosis_of_the_sum(x):
     squares = np.square(x)
     terms = squares.sum() ** 2 / np.square(squares).sum()
-    law = law_of_sum(UNIFORM, terms)
+    law, peaked = law_of_sum(UNIFORM, terms)
     assert law is not None
+    assert peaked == 0.0
     w = marginal.weights()
     assert w @ law == pytest.approx(0.0, abs=1e-6)
     assert w @ law**2 == pytest.approx(1.0, rel=1e-6)
@@ -27,8 +28,10 @@ def test_the_law_has_the_kurtosis_of_the_sum(x):
 
 
 def test_many_terms_are_normal():
-    assert law_of_sum(UNIFORM, 7.0) is None
-    assert law_of_sum(None, 1.0) is None
+    law, peaked = law_of_sum(UNIFORM, 7.0)
+    assert law is None
+    assert peaked == pytest.approx(-1.2 / 7.0, rel=1e-3)
+    assert law_of_sum(None, 1.0) == (None, 0.0)
 
 
 class Coordinates(nn.Module):
@@ -51,6 +54,6 @@ def test_sines_of_two_coordinates(key, monkeypatch):
 
     assert off() < 5 * sem
     monkeypatch.setattr(
-        "layerwise.theory.few_weights.law_of_sum", lambda law, terms: None
+        "layerwise.theory.few_weights.law_of_sum", lambda law, terms: (None, 0.0)
     )
     assert off() > 5 * sem

@@ -7,6 +7,7 @@ import numpy as np
 
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
+from layerwise.theory.settled import UNSETTLED
 from layerwise.theory.state import Field, State
 
 
@@ -65,7 +66,7 @@ def cut(state: State, low: int, start: int, stop: int) -> State:
     for n, f in state.parts:
         inside = min(stop, at + n) - max(start, at)
         if inside > 0:
-            parts.append((inside, f))
+            parts.append((inside, f.replace(settled=UNSETTLED) if inside < n else f))
         at += n
     return dataclasses.replace(state, parts=tuple(parts), terms=())
 

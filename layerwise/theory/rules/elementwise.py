@@ -9,6 +9,7 @@ import numpy as np
 
 from layerwise.moments.activations import Numeric, cached_float64, two_slopes
 from layerwise.theory import (
+    few_weights,
     fluctuation,
     lags as lagging,
     marginal,
@@ -61,7 +62,7 @@ class Pointwise:
         linear = slopes is not None and slopes[0] == slopes[1]
         symmetric = all(f.symmetric for _, f in state.parts)
         exact = linear or (slopes is not None and symmetric)
-        runs = [(n, pointwise.Pointwise(f)) for n, f in state.parts]
+        runs = [(n, _run(f, slopes)) for n, f in state.parts]
         out = dataclasses.replace(
             state, parts=tuple((n, r.apply(phi)) for n, r in runs)
         )
@@ -114,7 +115,7 @@ class Pointwise:
                     table=ct.through, through=None, joint=None, profile=UNKNOWN
                 )
             else:
-                run = pointwise.Pointwise(f)
+                run = _run(f, slopes)
                 # What has two slopes needs no scale.
                 centred = f.is_centred_normal
                 x = marginal.nodes() if slopes and centred else run.typical()
@@ -136,9 +137,9 @@ class Pointwise:
         grade = cotangent.grade if linear else worst(cotangent.grade, states[0].grade)
         grade = grade if sound else worst(grade, Grade.APPROXIMATE)
         sources = cotangent.sources | (frozenset() if sound else states[0].sources)
-        tolerance = cotangent.tolerance
+        tolerance = cotangent.tolerance + 0.5 * shift
         if not sound:
-            tolerance += growth * states[0].tolerance + 0.5 * shift + unlike
+            tolerance += growth * states[0].tolerance + unlike
             tolerance += ROUNDING if normal else NOT_NORMAL
         if not linear:
             tolerance += unclear
@@ -153,6 +154,11 @@ class Pointwise:
                 + (0.0 if linear else pair_error(states[0])),
             )
         ]
+
+
+def _run(f: Field, slopes: tuple[float, float] | None) -> pointwise.Pointwise:
+    """Returns what functions of a field share: all that two slopes see is its size."""
+    return pointwise.Pointwise(f if slopes else few_weights.with_law(f))
 
 
 UNCLEAR = 0.1
@@ -243,12 +249,21 @@ def add_fields(f: Field, g: Field, sign: float = 1.0) -> Field:
         comb=tuple(int(np.gcd(x, y)) for x, y in zip(f.combs, g.combs, strict=True)),
         weights=f.weights + g.weights,
         spread=common(shares, [f.spread, g.spread]),
+        peaked=_peaked_sum((f, var_f), (g, var_g)),
         mixture=shares[0] ** 2 * f.mixture + shares[1] ** 2 * g.mixture,
         powers=_common_powers(f.powers, g.powers, shares),
         response=Response.average([f.response, g.response], shares),
         coherence=Coherence.average([f.coherence, g.coherence], shares),
         profile=average_profile([f.profile, g.profile], shares),
     ).normalized()
+
+
+def _peaked_sum(*terms: tuple[Field, float]) -> float:
+    """Returns the excess kurtosis of a sum of nearly normal (value, its variance)."""
+    total = sum(variance for _, variance in terms)
+    if not total > 0 or any(f.shape is not None for f, _ in terms):
+        return 0.0
+    return sum(f.peaked * (variance / total) ** 2 for f, variance in terms)
 
 
 def _common_powers(

@@ -106,11 +106,13 @@ class Convolution:
         else:
             spread = fluctuation.contracted(state, axes, got.lags)
             powers = state.average().powers if all(a.taps == 1 for a in axes) else None
+        law, peaked = _law_of_sum(ctx, pattern, source, state, axes, fan * taps)
         got = got.replace(
             weights=float(fan * taps),
             spread=spread,
             powers=powers,
-            shape=_law_of_sum(ctx, pattern, source, state, axes, fan * taps),
+            shape=law,
+            peaked=peaked,
             empty=_emptiness(ctx, source, state, axes, fan),
         )
         if fan < state.channels:
@@ -138,7 +140,8 @@ class Convolution:
         ct = cotangent.average()
         got = convolve(ctx, ct, axes, transpose=True)
         whole = _around(ctx, node.inputs[0], axes)
-        response, own, omitted = _pulled(ctx, cotangent, ct, whole, axes, read)
+        peaked = few_weights.excess_kurtosis(pattern.shape)
+        response, own, omitted = _pulled(ctx, cotangent, ct, whole, axes, read, peaked)
         got = got.scaled_safe(pattern.second * fan * fluctuation.checked(own))
         got = got.replace(response=response, lost=ct.lost)
         got, turned = turning.in_front_of_weights(got, ct, states[0], out, read)
@@ -157,6 +160,7 @@ def _pulled(
     value: State,
     axes: Sequence[Axis],
     channels: int,
+    peaked: float,
 ) -> tuple[fluctuation.Response, float, float]:
     """Returns the response, what it adds to the logarithm, and what is left out.
 
@@ -170,6 +174,7 @@ def _pulled(
         axes=axes,
         channels=channels,
         coherent=cotangent.coherent,
+        peaked=peaked,
     )
     response, own = pull(ct)
     if not ctx.white:
@@ -270,6 +275,7 @@ class Product:
         if pattern.centred:
             got = _centred(ctx, node.inputs[0], state, got, None, fan)
         got = got.scaled_safe(pattern.second * fan)
+        law, peaked = _law_of_sum(ctx, pattern, node.inputs[0], state, (), fan)
         field = Field(
             np.zeros(got.sizes),
             got.table,
@@ -282,7 +288,8 @@ class Product:
                 state, _ones(state), got.lags, fixed=node.inputs[0] in ctx.data
             ),
             powers=got.powers,
-            shape=_law_of_sum(ctx, pattern, node.inputs[0], state, (), fan),
+            shape=law,
+            peaked=peaked,
             empty=_emptiness(ctx, node.inputs[0], state, _ones(state), fan),
         )
         seen = state.average()
@@ -309,7 +316,11 @@ class Product:
         ct = cotangent.average()
         whole = ctx.state_of(node.inputs[0])
         response, own = fluctuation.pulled_through(
-            ct, whole, _ones(whole), whole.channels
+            ct,
+            whole,
+            _ones(whole),
+            whole.channels,
+            peaked=few_weights.excess_kurtosis(pattern.shape),
         )
         got = ct.scaled_safe(pattern.second * fan * fluctuation.checked(own))
         read = int(np.prod([shape[a] for a in contract[side]]))
@@ -385,10 +396,13 @@ def _law_of_sum(
     state: State,
     axes: Sequence[Axis],
     reads: int,
-) -> np.ndarray | None:
-    """Returns the marginal law of an output, which sums over so many weights."""
+) -> tuple[np.ndarray | None, float]:
+    """Returns the marginal law of an output, which sums over so many weights.
+
+    None and its excess kurtosis where it is nearly normal.
+    """
     if pattern.shape is None:  # normal weights: whatever they are multiplied by
-        return None
+        return None, 0.0
     terms = _terms(ctx, source, state, axes, reads)
     return few_weights.law_of_sum(pattern.shape, terms)
 
@@ -405,7 +419,8 @@ def _terms(
 ) -> float:
     """Returns the effective number of terms of like size that an output sums."""
     if ctx.white or source not in ctx.data:
-        return max(reads / (1.0 + fluctuation.excess(state.average())), 1.0)
+        peaked, noise = fluctuation.peakedness(state)
+        return (reads + noise) / (1.0 + peaked)
     x = np.square(np.asarray(ctx.data[source], np.float64))
     squared = np.square(over_taps(x.sum(axis=-1), axes, 1))
     share = over_taps(np.square(x).sum(axis=-1), axes, 1)[squared > 0]

@@ -33,6 +33,7 @@ from layerwise.theory.normalization import Normalization
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.response import NO_RESPONSE, Response, log_normal
 from layerwise.theory.rules.elementwise import fit_parts, worst
+from layerwise.theory.settled import UNSETTLED, Settled
 from layerwise.theory.state import Field, Grade, State
 
 
@@ -270,7 +271,13 @@ def _normalized(
     elif shape is not None and (found.centred or not np.any(f.mean)):
         single = float(extent.channels - found.centred)
         count = stats.freedom if extent.positions else single
-        shape = _self_normalized(shape, count)
+        shape = marginal.standardize(_self_normalized(shape, count))
+    elif not found.centred and not extent.positions:
+        x, w = fluctuation.typical(f), marginal.weights()
+        x = x / np.sqrt(w @ np.square(x))
+        divided = _self_normalized(x, float(extent.channels))
+        mean = mean * float((w @ divided) / (w @ x))
+        shape = marginal.standardize(divided)
     return Field(
         mean,
         table,
@@ -279,7 +286,18 @@ def _normalized(
         shape=shape,
         symmetric=f.symmetric and not found.offset,
         spread=_left(f, extent),
+        settled=_settled(found, extent, float(np.mean(stats.variance)), epsilon),
     )
+
+
+def _settled(
+    found: Normalization, extent: Extent, variance: float, epsilon: float
+) -> Settled:
+    """Returns what of one position's channels behind does not fluctuate."""
+    if extent.positions or (found.offset and not found.centred):
+        return UNSETTLED
+    free = epsilon / (variance + epsilon)
+    return Settled(1.0 - free**2, mean=found.centred and not found.offset)
 
 
 def _left(f: Field, extent: Extent) -> Any:
@@ -317,20 +335,25 @@ def _on_sphere(freedom: float) -> np.ndarray | None:
 NEARLY_NORMAL = 200.0
 
 
-def _self_normalized(shape: np.ndarray, count: float) -> np.ndarray | None:
+def _self_normalized(x: np.ndarray, count: float) -> np.ndarray:
     """Returns a law divided by the root mean square of `count` values of that law.
 
     One of them is the value itself; the sum of the others is taken for log-normal.
+
+    Args:
+        x: ``(node,)``: the values, of mean square 1.
+        count: How many there are.
     """
-    if count > NEARLY_NORMAL:
-        return shape
-    squares, w = np.square(shape), marginal.weights()
+    squares, w = np.square(x), marginal.weights()
     spread = (float(w @ np.square(squares)) - 1.0) / (count - 1.0)
+    if spread < 2.0 / NEARLY_NORMAL:
+        return x
     factors, chances = log_normal(spread)
     sums = squares + (count - 1.0) * factors[:, None]
-    values = shape / np.sqrt(sums / count)
+    values = x / np.sqrt(sums / count)
     masses = chances[:, None] * w
-    return marginal.standardize(marginal.in_order(values.ravel(), masses.ravel()))
+    law = marginal.in_order(values.ravel(), masses.ravel())
+    return law / np.sqrt(w @ np.square(law))
 
 
 def _inverse_gain(f: Field, epsilon: float) -> np.ndarray:
@@ -398,6 +421,12 @@ def _pulled(
     if extent.positions:
         projected = centred - overlap * normal * (2 - shrink.mean())
     else:
+        # Together, along the value and their mean, channels give more than alone.
+        alone = table[(0, *lagging.zero(f.lags))] / extent.channels
+        overlap = overlap + max(ct.response.alignment, -1.0) * alone
+        if found.centred:
+            overlap = overlap + max(ct.response.level, -1.0) * alone
+        overlap = np.maximum(overlap, 0.0)
         far = lagging.shifted(np.asarray(overlap), f.lags)
         projected = centred - np.sqrt(np.maximum(overlap * far, 0.0)) * normal
     ratio = stats.freedom / (stats.freedom - 2.0)

@@ -9,6 +9,7 @@ import numpy as np
 from layerwise.theory import data, lags as lagging, marginal
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule
+from layerwise.theory.settled import UNSETTLED
 from layerwise.theory.state import Field, State
 
 
@@ -50,6 +51,7 @@ def _add_constant(
             mean=old + g.mean,
             table=f.table + cross + g.table,
             shape=_law_of_sum(f, flip, g.shape, _variance(g)),
+            settled=UNSETTLED,
             symmetric=False,
         )
         parts.append((n, got))
@@ -77,6 +79,7 @@ def _diluted(before: Field, after: Field) -> Field:
     return after.replace(
         spread=share**2 * np.asarray(before.spread),
         empty=before.empty if share == 1.0 else 0.0,
+        settled=before.settled if share == 1.0 else UNSETTLED,
         powers=None if powers is None else share * powers + (1.0 - share),
     )
 

@@ -16,6 +16,7 @@ from layerwise.theory.rules.elementwise import (
     worst,
 )
 from layerwise.theory.rules.parameters import parameter, variation
+from layerwise.theory.settled import UNSETTLED
 from layerwise.theory.state import Field, Grade, State, common
 
 
@@ -41,7 +42,13 @@ def scale_parts(state: State, array: np.ndarray, gains: Field) -> State:
         if by_example and f.table.shape[0] == 2:
             table[1] = f.table[1] * mean**2
         shape = _product_shape(f, gains) if varies else f.shape
-        return f.replace(mean=f.mean * mean, table=table, joint=None, shape=shape)
+        return f.replace(
+            mean=f.mean * mean,
+            table=table,
+            joint=None,
+            shape=shape,
+            settled=UNSETTLED if varies else f.settled,
+        )
 
     out = state.map(scale, terms=())
     if not varies:
@@ -96,6 +103,7 @@ def _times_constant(
             log_scale=f.log_scale + g.log_scale,
             joint=None,
             shape=f.shape if alike else None,
+            settled=f.settled if alike else UNSETTLED,
             spread=common([1.0, 1.0], [f.spread, g.spread]),
         )
         parts.append((n, got.normalized()))

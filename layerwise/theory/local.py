@@ -1,0 +1,148 @@
+"""What an activation does to a cotangent's response to fluctuations of the value.
+
+See `layerwise.theory.fluctuation`, which derives it.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from layerwise.moments import dual
+from layerwise.moments.activations import Numeric
+from layerwise.theory import lags as lagging, marginal
+from layerwise.theory.fluctuation import checked
+from layerwise.theory.response import Response
+from layerwise.theory.state import Field
+
+
+class Local:
+    """How a function moves moments of (x, perturbation of x), near one law of x.
+
+    Args:
+        law: ``(node,)``: x at the nodes.
+        phi: The function.
+        slope: Its derivative.
+
+    Attributes:
+        growth: d log E[phi^2] / d log E[x^2].
+        gradient_growth: d log E[phi'^2] / d log E[x^2].
+        together: E[phi^2 phi'^2] / E[phi^2] E[phi'^2].
+        turn: What a perturbation along x gains over one across it.
+        keeping: Squared alignment behind the function, per that in front.
+        raising: Squared alignment behind it of a perturbation alike in all channels.
+    """
+
+    def __init__(self, law: np.ndarray, phi: Numeric, slope: Numeric):
+        w, step = marginal.weights(), 1e-3
+        power = max(float(w @ law**2), 1e-300)
+        f2, g2 = phi(law) ** 2, slope(law) ** 2
+        value, gradient = (max(float(w @ v), 1e-300) for v in (f2, g2))
+
+        def growth(function: Numeric) -> float:
+            up, down = (
+                float(w @ function(np.sqrt(t) * law) ** 2) for t in (1 + step, 1 - step)
+            )
+            return float(np.log(max(up, 1e-300) / max(down, 1e-300))) / (2 * step)
+
+        self.growth, self.gradient_growth = growth(phi), growth(slope)
+        self.together = float(w @ (f2 / value * (g2 / gradient)))
+        self.turn = float(w @ (g2 * law**2)) / power / gradient - 1.0
+        along = float(w @ (phi(law) * slope(law) * law))
+        self.keeping = along / power * (along / value) / gradient
+        level = float(w @ (phi(law) * slope(law)))
+        self.raising = level / value * (level / gradient)
+
+
+def smooth(
+    after: Response,
+    field: Field,
+    x: np.ndarray,
+    rho: np.ndarray,
+    phi: Numeric,
+    slope: Numeric,
+) -> tuple[float, Response]:
+    """Returns what `after` adds to the logarithm, and the response in front.
+
+    Args:
+        after: The response behind the function.
+        field: What the function is applied to.
+        x: ``(node,)``: a typical entry of it.
+        rho: ``(*lags,)``: the latent correlation of a typical pair.
+        phi: The function.
+        slope: Its derivative.
+
+    Raises:
+        NoSoundRule: If what is added is not small.
+    """
+    local = Local(x, phi, slope)
+    variance = float(np.log1p(field.own_spread))
+    gain = after.power * local.growth * local.gradient_growth * variance
+    gain += after.unit * (local.together - 1.0)
+    checked(gain)
+    # Positive as they should be, beyond the first order too.
+    whole = np.exp(-np.clip(gain, -1.0, 1.0))
+    bend, curl = _curvature(field, x, rho, slope, local.turn)
+    return float(gain), Response(
+        power=float(whole * (local.gradient_growth + after.power * local.growth)),
+        local=float(whole * local.gradient_growth),
+        alignment=float(whole * after.alignment * local.keeping),
+        bend=bend,
+        curl=curl,
+        level=float(whole * after.alignment * local.raising),
+    )
+
+
+def two_slopes(
+    after: Response,
+    field: Field,
+    x: np.ndarray,
+    rho: np.ndarray,
+    phi: Numeric,
+    slope: Numeric,
+    slopes: tuple[float, float],
+) -> tuple[float, Response]:
+    """Returns what `smooth` does, of two slopes: of power they see a unit's own alone.
+
+    Raises:
+        NoSoundRule: If what is added is not small.
+    """
+    bend, curl = _kink(field, rho, *slopes)
+    gain, level = 0.0, 0.0
+    if after.unit or after.alignment:
+        local = Local(x, phi, slope)
+        gain = after.unit * (local.together - 1.0)
+        level = after.alignment * local.raising
+    checked(gain)
+    response = dataclasses.replace(after, bend=bend, curl=curl, unit=0.0, level=level)
+    return gain, response
+
+
+def _kink(
+    field: Field, rho: np.ndarray, up: float, down: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The response's bend and curl of two slopes; at one position they cancel."""
+    if all(len(v) == 1 for v in field.lags):
+        return np.asarray(0.0), np.asarray(0.0)
+    rho = np.clip(rho, -0.999, 0.999)
+    jump = (up - down) ** 2 / (2 * np.pi * np.sqrt(1 - rho**2))
+    pair = np.asarray(dual.two_slope_slope_dual(up, down, rho))
+    jump = np.asarray(jump / np.where(np.abs(pair) > 1e-12, pair, 1.0))
+    jump[lagging.zero(field.lags)] = 0.0
+    return jump, np.asarray(-rho * jump)
+
+
+def _curvature(
+    field: Field, x: np.ndarray, rho: np.ndarray, slope: Numeric, turn: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The bend and curl of a smooth function, by Hermite coefficients."""
+    b = slope(x) @ marginal.hermite()
+    n = np.arange(marginal.ORDER + 1)
+    powers = rho[..., None] ** n
+    pair = powers @ b**2
+    bend = powers[..., :-1] @ (n[1:] * b[1:] ** 2)
+    curl = powers[..., :-2] @ (np.sqrt(n[1:-1] * n[2:]) * b[2:] * b[:-2])
+    pair = np.where(np.abs(pair) > 1e-12, pair, 1.0)
+    bend, curl = np.asarray(bend / pair), np.asarray(curl / pair)
+    zero = lagging.zero(field.lags)
+    bend[zero], curl[zero] = 0.5 * turn, 0.0
+    return bend, curl
