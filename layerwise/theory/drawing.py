@@ -21,10 +21,10 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from layerwise.theory import lags as lagging
+from layerwise.theory import lags as lagging, marginal
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.refusal import NoSoundRule
-from layerwise.theory.state import Field, State
+from layerwise.theory.state import Field, State, inverse
 
 
 LONGEST = 1024
@@ -84,7 +84,24 @@ class Drawer:
     def _normal(self, field: Field, width: int) -> np.ndarray:
         """``(pair, repeat, example, channel)`` normal draws, of the field's moments."""
         kernels, mean = centred_kernels(field)
-        batch, count = self.ctx.batch, len(mean)
+        return mean[:, None, None, None] + self._jointly(kernels, width)
+
+    def _of_law(self, field: Field, width: int) -> np.ndarray:
+        """Returns what `_normal` does, of the law of the field, a normal value's."""
+        law = field.shape
+        if law is None:
+            return self._normal(field, width)
+        kernels, mean = centred_kernels(field)
+        sd = np.sqrt(np.maximum(np.diagonal(kernels[0]), 0.0))
+        alike = kernels * inverse(np.outer(sd, sd))
+        drawn = self._jointly(marginal.latent(law, np.clip(alike, -1.0, 1.0)), width)
+        drawn = np.interp(drawn, marginal.nodes(), law).astype(np.float32)
+        mean, sd = (v[:, None, None, None] for v in (mean, sd))
+        return mean + sd * drawn
+
+    def _jointly(self, kernels: np.ndarray, width: int) -> np.ndarray:
+        """``(pair, repeat, example, channel)`` normal draws of these covariances."""
+        batch, count = self.ctx.batch, len(kernels[0])
         own = self._independent(count, self.repeats * batch * width)
         own = own.reshape(count, self.repeats, batch, width)
         if len(kernels) == 1:
@@ -94,7 +111,7 @@ class Drawer:
             shared = shared.reshape(count, self.repeats, 1, width)
             drawn = np.tensordot(_root(kernels[0] - kernels[1]), own, 1)
             drawn = drawn + np.tensordot(_root(kernels[1]), shared, 1)
-        return mean[:, None, None, None] + drawn
+        return drawn
 
     def _independent(self, rows: int, columns: int) -> np.ndarray:
         return _independent(next(self.seeds), rows, columns)
@@ -118,7 +135,7 @@ class Drawer:
             return _Tokens(draws, flat @ flat.T / flat.shape[1])
         field = state.average().replace(log_scale=0.0)
         kernels, mean = centred_kernels(field)
-        draws = self._normal(field, state.channels)
+        draws = self._of_law(field, state.channels)
         centred = normalizes(self.ctx, source)
         kernel = kernels[0] + np.outer(mean, mean)
         if centred is None:

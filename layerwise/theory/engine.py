@@ -33,7 +33,7 @@ from layerwise.theory.rest import Rest
 from layerwise.theory.rules.elementwise import add_fields, aligned, fit_parts, worst
 from layerwise.theory.sampling import Sampler
 from layerwise.theory.sharing import Sharing
-from layerwise.theory.state import Field, Grade, State, share_roots, white
+from layerwise.theory.state import Field, Grade, State, both_readers, share_roots, white
 from layerwise.tracing import TracedModel
 
 
@@ -356,16 +356,9 @@ class Engine:
                 got = got.replace(joint=joint)
             runs.append((n, got))
         total = dataclasses.replace(
-            a,
+            both_readers(a, b),
             parts=tuple(runs),
             grade=worst(a.grade, b.grade, Grade.APPROXIMATE),
-            mean_grade=worst(a.mean_grade, b.mean_grade),
-            sources=a.sources | b.sources,
-            roots=a.roots | b.roots,
-            tolerance=max(a.tolerance, b.tolerance),
-            pair_tolerance=max(a.pair_tolerance, b.pair_tolerance),
-            chosen=max(a.chosen, b.chosen),
-            coherent=a.coherent or b.coherent,
         )
         return fit_parts(total, own) if own is not None else total
 

@@ -117,8 +117,13 @@ def _compare(
         for a, n in enumerate(shape)
     )
     first = (base.reshape(shape) + ramp + 0.4).astype(np.float32)
-    # Of a single set, one array cannot tell whether its mean is taken out.
-    arrays = (first, (0.5 * first - 1.0).astype(np.float32))
+    literals = {abs(v) for e in equations for v in _literals(e) if 0 <= abs(v) < 0.1}
+    # Of a single set, one array cannot tell whether its mean is taken out; and only of
+    # one that is as small what is added to its variance.
+    small = np.sqrt(max(literals, default=0.0) or 1e-6)
+    arrays = tuple(
+        x.astype(np.float32) for x in (first, 0.5 * first - 1.0, small * first)
+    )
     results = []
     for x in arrays:
         env: dict[int, object] = {
@@ -132,7 +137,6 @@ def _compare(
             outs = _jax.bind(equation.eqn, operands)
             env.update(zip(equation.outputs, outs, strict=True))
         results.append(np.asarray(env[end], np.float64))
-    literals = {abs(v) for e in equations for v in _literals(e) if 0 <= abs(v) < 0.1}
     for axes, groups in _candidates(traced, equations, shape):
         for centred in (True, False):
             for epsilon in sorted(literals | {0.0}):

@@ -98,7 +98,7 @@ class Pointwise:
         half = lagging.half_of(self.field.table, self.field.lags)
         return latent_correlation(self.field.replace(table=half, lags=self.lags))
 
-    def _whole(self, half: np.ndarray) -> np.ndarray:
+    def whole(self, half: np.ndarray) -> np.ndarray:
         """Returns a table of pairs at every lag."""
         return lagging.whole(half, self.field.lags)
 
@@ -170,7 +170,7 @@ class Pointwise:
             up, down = slopes
             sd = np.sqrt(self.var)
             table = dual.two_slope_dual(up, down, 1.0, 1.0, self.rho)
-            table = self._whole(table * lagging.pairs_of(sd, self.lags))
+            table = self.whole(table * lagging.pairs_of(sd, self.lags))
             mean = 0.5 * (up - down) * np.sqrt(2 / np.pi) * sd
             shape = of_two_slopes(up, down)
             return Field(
@@ -194,7 +194,7 @@ class Pointwise:
         odd = f.symmetric and bool(
             np.allclose(mean, 0.0, atol=1e-9 * np.sqrt(np.abs(table).max() + 1e-300))
         )
-        table = self._whole(table)
+        table = self.whole(table)
         out = Field(
             mean,
             table,
@@ -338,10 +338,10 @@ class Pointwise:
         self.shift = abs(self.shift) + abs(gain)
         joint = None
         if together is not None:
-            joint = cotangent.table * self._whole(together)
+            joint = cotangent.table * self.whole(together)
         return Field(
             np.zeros(f.sizes),
-            cotangent.table * self._whole(table),
+            cotangent.table * self.whole(table),
             cotangent.lags,
             cotangent.log_scale + gain,
             symmetric=True,

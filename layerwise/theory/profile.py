@@ -18,6 +18,7 @@ the values.
 import numpy as np
 
 from layerwise.theory import marginal
+from layerwise.theory.pointwise import Pointwise
 from layerwise.theory.registry import NoSoundRule
 from layerwise.theory.state import UNKNOWN, Field, State
 
@@ -48,6 +49,24 @@ def behind(profile: np.ndarray | None, slopes: np.ndarray) -> np.ndarray | None:
     if is_unknown(profile) or np.ptp(slopes) == 0:
         return profile
     return _normalized(np.square(slopes) * (1.0 if profile is None else profile))
+
+
+def amplitude_behind(
+    cotangent: Field, values: np.ndarray, slopes: np.ndarray
+) -> np.ndarray | None:
+    """Returns the slopes in a cotangent after multiplication by another.
+
+    None where they are not known, or are by the z of another order.
+    """
+    before = cotangent.profile
+    if before is None or np.ptp(before) == 0:
+        before, amplitude = np.ones_like(slopes), np.ones_like(slopes)
+    elif cotangent.amplitude is None or np.any(np.diff(values) < 0):
+        return None
+    else:
+        amplitude = cotangent.amplitude
+    power = float(marginal.weights() @ (before * np.square(slopes)))
+    return amplitude * slopes / np.sqrt(power) if power > 0 else None
 
 
 NEGLIGIBLE = 0.01
@@ -81,8 +100,12 @@ def of_term(
         for f, s in zip((total, term, other), (1.0, *signs), strict=True)
     )
     points, chances = _coarse(theirs)
-    given = np.interp(mine[:, None] + points[None, :], whole, profile) @ chances
-    return cotangent.replace(profile=_normalized(given))
+    sums = mine[:, None] + points[None, :]
+    given = np.interp(sums, whole, profile) @ chances
+    amplitude = cotangent.amplitude
+    if amplitude is not None:
+        amplitude = np.interp(sums, whole, amplitude) @ chances
+    return cotangent.replace(profile=_normalized(given), amplitude=amplitude)
 
 
 def of_factor(cotangent: Field, total: Field, factor: Field, other: Field) -> Field:
@@ -117,6 +140,62 @@ def of_factor(cotangent: Field, total: Field, factor: Field, other: Field) -> Fi
     given = np.interp(products * unit, whole, profile) @ (power / power.sum())
     together = float(given @ marginal.weights())
     return cotangent.scaled_safe(together).replace(profile=_normalized(given))
+
+
+def heeds(cotangent: Field) -> float:
+    """Returns the squared correlation of the slopes in a cotangent with its value.
+
+    1.0 where they are not known.
+    """
+    if cotangent.profile is None:
+        return 0.0
+    if cotangent.amplitude is None or is_unknown(cotangent.profile):
+        return 1.0
+    w = marginal.weights()
+    return float(w @ (cotangent.amplitude * marginal.nodes())) ** 2
+
+
+def pairs_of_factor(
+    cotangent: Field, total: Field, factor: Field, other: Field
+) -> Field | None:
+    """Returns the pair moments of a product's cotangent times its factor `other`.
+
+    Those of two positions apart: where slopes behind go with the factor, it does not
+    average out over many positions. None if that is unknown.
+    """
+    amplitude = cotangent.amplitude
+    if cotangent.profile is None or is_unknown(cotangent.profile) or amplitude is None:
+        return None
+    if np.size(cotangent.table) == np.size(cotangent.mean):
+        return None
+    whole, mine, theirs = (
+        entries(f.rescaled(scale))
+        for f, scale in (
+            (total, factor.log_scale + other.log_scale),
+            (factor, factor.log_scale),
+            (other, other.log_scale),
+        )
+    )
+    points, chances = _coarse(mine)
+    products = theirs[:, None] * points[None, :]
+    given = np.interp(products, whole, amplitude) @ chances
+    run = Pointwise(other.replace(log_scale=0.0))
+    w = marginal.weights()
+    _, _, table = run.pairs(run.values(lambda x: x) * given)
+    alone = marginal.power_sum(given @ marginal.hermite(), run.rho, start=0)
+    alone = alone * float(w @ np.square(given))
+    known = np.abs(alone) > LEAST_ALIKE
+    table = np.divide(table, alone, out=np.zeros_like(table), where=known)
+    return Field(
+        np.zeros(cotangent.sizes),
+        cotangent.table * run.whole(table),
+        cotangent.lags,
+        cotangent.log_scale + other.log_scale,
+    )
+
+
+LEAST_ALIKE = 1e-3
+"""Mean product of two slopes that is not taken for zero."""
 
 
 def _coarse(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

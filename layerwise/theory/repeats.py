@@ -316,6 +316,7 @@ _OWN_FIELD = (
     "through",
     "response",
     "profile",
+    "amplitude",
     "powers",
     "peaked",
     "settled",
@@ -352,6 +353,7 @@ def _field_shift(
     for x, y in (
         (f.shape, g.shape),
         (f.profile, g.profile),
+        (f.amplitude, g.amplitude),
         (f.powers, g.powers),
     ):
         if x is y:

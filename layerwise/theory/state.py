@@ -79,6 +79,8 @@ class Field:
         profile: Cotangents only: ``(node,)``, their power given the value, at the nodes
             of its marginal law, of mean 1 (`layerwise.theory.profile`); None where they
             are independent of it.
+        amplitude: Cotangents only: ``(node,)``, the slopes in it, with their signs, of
+            mean square 1 likewise; None where that is not known.
     """
 
     mean: Any  # arrays; NumPy makes scalars of those without axes
@@ -101,6 +103,7 @@ class Field:
     response: Response = NO_RESPONSE
     coherence: Coherence = INDEPENDENT
     profile: np.ndarray | None = None
+    amplitude: np.ndarray | None = None
 
     @property
     def rank(self) -> int:
@@ -269,6 +272,8 @@ class State:
         pair_tolerance: The same for the pair moments, on top of it.
         chosen: Cotangents only: bound on what the logarithm of a second moment may be
             above its average where they stand, as a maximum has chosen that.
+        heeds: Cotangents only: how far they follow the values of a sum on the way: the
+            squared correlation of the slopes behind with the sum.
         coherent: Cotangents only: whether those of different positions depend on each
             other, so that the weights between them and the masks matter together.
     """
@@ -283,6 +288,7 @@ class State:
     tolerance: float = 0.0
     pair_tolerance: float = 0.0
     chosen: float = 0.0
+    heeds: float = 0.0
     coherent: bool = False
 
     @property
@@ -355,6 +361,22 @@ def share_roots(states: Sequence[State]) -> bool:
     return sum(map(len, roots)) > len(frozenset().union(*roots))
 
 
+def both_readers(a: State, b: State) -> State:
+    """Returns the cotangent `a` with what is to be said of it and another reader's."""
+    return dataclasses.replace(
+        a,
+        grade=Grade(max(a.grade, b.grade)),
+        mean_grade=Grade(max(a.mean_grade, b.mean_grade)),
+        sources=a.sources | b.sources,
+        roots=a.roots | b.roots,
+        tolerance=max(a.tolerance, b.tolerance),
+        pair_tolerance=max(a.pair_tolerance, b.pair_tolerance),
+        chosen=max(a.chosen, b.chosen),
+        heeds=max(a.heeds, b.heeds),
+        coherent=a.coherent or b.coherent,
+    )
+
+
 def common(shares: Sequence[float], spreads: Sequence[Any]) -> np.ndarray:
     """Returns the spread of a sum whose terms rise and fall together."""
     roots = [
@@ -391,6 +413,7 @@ def mix(fields: Sequence[Field], weights: Sequence[float]) -> Field:
         response=Response.average([f.response for f, _ in at], shares),
         coherence=Coherence.average([f.coherence for f, _ in at], shares),
         profile=average_profile([f.profile for f, _ in at], shares),
+        amplitude=average_amplitude([f for f, _ in at], shares),
     )
 
 
@@ -415,6 +438,18 @@ def average_profile(
         return None
     known = [1.0 if p is None else p for p in profiles]
     return np.asarray(sum(s * p for s, p in zip(shares, known, strict=True)))
+
+
+def average_amplitude(
+    fields: Sequence[Field], shares: Sequence[float]
+) -> np.ndarray | None:
+    """Returns the slopes in a sum of cotangents, about, by shares of its power."""
+    if all(f.profile is None for f in fields):
+        return None
+    if any(f.amplitude is None and f.profile is not None for f in fields):
+        return None
+    known = [1.0 if f.amplitude is None else f.amplitude for f in fields]
+    return np.asarray(sum(s * a for s, a in zip(shares, known, strict=True)))
 
 
 def white(

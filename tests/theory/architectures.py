@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
+from tests.theory import normalizations
 from tests.theory.operations import OPS, Constant, Random, convolve
 
 
@@ -54,8 +55,10 @@ class Architecture(NamedTuple):
     size: int = 6
     rank: int = 2
     batch: int = 4
+    weights: str = "normal"
 
 
+assert normalizations  # its operations are in OPS, too
 BACK = ("add", "project", "cat", "gate_with", "subtract")
 """Operations that read an earlier value: "add:2"."""
 
@@ -173,6 +176,7 @@ def numbered(number):
         size=rng.choice([3, 4, 5]),
         rank=rng.choice([2, 2, 2, 2, 1, 1, 1, 0, 0, 3]),
         batch=rng.choice([4, 4, 1]),
+        weights=rng.choice(["normal", "normal", *sorted(LAWS)]),
     )
 
 
@@ -213,6 +217,19 @@ def inputs(architecture):
     return (x / np.sqrt(np.mean(x**2))).astype(np.float32)
 
 
+def _truncated(key, shape):
+    """Truncated at two standard deviations, as initializers do."""
+    return jax.random.truncated_normal(key, -2.0, 2.0, shape) / 0.8796256610342398
+
+
+def _uniform(key, shape):
+    return np.float32(np.sqrt(3.0)) * jax.random.uniform(key, shape, minval=-1.0)
+
+
+LAWS = {"normal": jax.random.normal, "truncated": _truncated, "uniform": _uniform}
+"""Of variance 1, by `Architecture.weights`."""
+
+
 def build(architecture):
     """Returns (model, law of its weights: name -> `Random` or `Constant`)."""
     blank = _Network(architecture, None)
@@ -224,12 +241,12 @@ def build(architecture):
     return model, blank.shapes
 
 
-def draw(laws, key):
+def draw(laws, key, law="normal"):
     """Returns one network, cut from one array: its size is rounded up, so that few
     programs that make it are ever compiled."""
     sizes = {n: math.prod(law.shape) for n, law in laws.items()}
     total = 1 << (sum(sizes.values()) - 1).bit_length()
-    entries, at, made = jax.random.normal(key, (total,)), 0, {}
+    entries, at, made = LAWS[law](key, (total,)), 0, {}
     for n, law in laws.items():
         if isinstance(law, Constant):
             made[n] = jnp.full(law.shape, law.value)
@@ -237,6 +254,20 @@ def draw(laws, key):
         own = entries[at : at + sizes[n]].reshape(law.shape)
         made[n], at = own * np.float32(np.sqrt(law.variance)), at + sizes[n]
     return made
+
+
+def apart(laws, key, law):
+    """Returns one network, array by array: what predictions read where weights are not
+    normal."""
+    keys = jax.random.split(key, len(laws))
+
+    def one(law_of_entry, key):
+        if isinstance(law_of_entry, Constant):
+            return jnp.full(law_of_entry.shape, law_of_entry.value)
+        size = np.float32(np.sqrt(law_of_entry.variance))
+        return size * LAWS[law](key, law_of_entry.shape)
+
+    return {n: one(own, k) for (n, own), k in zip(laws.items(), keys, strict=True)}
 
 
 def example(laws):

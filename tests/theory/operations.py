@@ -69,12 +69,6 @@ def pooled(net, x, *how):
     )
 
 
-def normalize(x, axes, centred=True):
-    if centred:
-        x = x - x.mean(axes, keepdims=True)
-    return x * jax.lax.rsqrt((x**2).mean(axes, keepdims=True) + 1e-5)
-
-
 def positions(x):
     return tuple(range(1, x.ndim - 1))
 
@@ -167,6 +161,35 @@ def residual(net, x):
 @op
 def activated(net, x):
     return x + net.act(net.conv(x, x.shape[-1]))
+
+
+@op
+def activated_twice(net, x):
+    x = net.act(x)
+    for _ in range(2):
+        x = np.float32(np.sqrt(0.5)) * (x + net.act(net.conv(x, x.shape[-1])))
+    return x
+
+
+@op
+def twins(net, x):
+    x = net.act(x)
+    return net.act(net.conv(x)) + net.act(net.conv(x))
+
+
+@op
+def rectified(net, x):
+    return net.conv(jax.nn.relu(x))
+
+
+@op
+def smoothed(net, x):
+    return net.conv(jax.nn.gelu(x))
+
+
+@op
+def multiplied(net, x):
+    return net.conv(0.5 * x * x)
 
 
 @op
@@ -307,42 +330,6 @@ def average(net, x):
 @op
 def average_overlap(net, x):
     return pooled(net, x, "sum", 3, 1)
-
-
-@op
-def batch_norm(net, x):
-    return net.conv(net.act(normalize(x, (0, *positions(x)))))
-
-
-@op
-def layer_norm(net, x):
-    return net.conv(net.act(normalize(x, (x.ndim - 1,))))
-
-
-@op
-def rms_norm(net, x):
-    return x + net.block(normalize(x, (x.ndim - 1,), centred=False))
-
-
-@op
-def instance_norm(net, x):
-    return net.conv(net.act(normalize(x, positions(x)))) if x.ndim > 2 else None
-
-
-@op
-def group_norm(net, x):
-    if x.shape[-1] % 2:
-        return None
-    y = x.reshape(*x.shape[:-1], 2, -1)
-    axes = (*positions(x), x.ndim)
-    return net.conv(net.act(normalize(y, axes).reshape(x.shape)))
-
-
-@op
-def norm_last(net, x):
-    """A post-norm block, with the scale and shift that are learnt."""
-    scale, shift = (net.parameter(Constant((x.shape[-1],), v)) for v in (1.0, 0.0))
-    return normalize(x + net.block(x), (x.ndim - 1,)) * scale + shift
 
 
 @op

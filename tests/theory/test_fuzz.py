@@ -19,6 +19,7 @@ from layerwise.theory.predict import predict
 from layerwise.theory.reach import FAILED
 from tests.theory.architectures import (
     Architecture,
+    apart,
     build,
     draw,
     example,
@@ -44,13 +45,16 @@ def check(architecture, draws=0):
     """Predicts and measures; what has no rule is only sampled if `draws` is not 0."""
     model, shapes = build(architecture)
     x = jax.numpy.asarray(inputs(architecture))
-    prediction = predict(model, example(shapes), x, draws=draws)
+    law, made = architecture.weights, None
+    if law != "normal":
+        made = functools.partial(apart, shapes, law=law)
+    prediction = predict(model, example(shapes), x, draws=draws, law=made)
     failed = [v for v in prediction.sampled.values() if v.startswith(FAILED)]
     assert not failed, (architecture, failed)
     run = functools.partial(
         measure,
         prediction,
-        functools.partial(draw, shapes),
+        functools.partial(draw, shapes, law=law),
         x,
         batch=DRAWS,
         compiled=False,
@@ -347,6 +351,27 @@ FOUND = {
         size=4,
         rank=2,
         batch=1,
+    ),
+    # What is added to a variance shows only where that is as small.
+    "batch normalization of small values": Architecture(
+        ("resized", "patches", "gains", "cropped", "glu", "batch_norm"),
+        act="silu",
+        width=16,
+        gain=1.0,
+        head="map",
+        inputs="unequal",
+        size=4,
+        rank=2,
+        batch=1,
+        weights="uniform",
+    ),
+    # Slopes behind the sum follow the tokens, which queries are made of too.
+    "squares behind attention": Architecture(
+        ("clipped", "attention"), act="square", width=24, gain=1.0, size=4
+    ),
+    # Tokens that are not normal: their kernels fluctuate by their own kurtosis.
+    "attention to what is rectified": Architecture(
+        ("subtract:1", "attention"), act="abs", width=24, gain=1.0, size=5
     ),
 }
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,3 +62,22 @@ def test_a_value_is_part_of_what_it_is_divided_by(function, count, key):
     # The others' sum is log-normal only in the limit: 6 % at 12 of the cubes.
     assert predicted == pytest.approx(float(np.mean(fourth)), rel=0.08)
     assert marginal.weights() @ law**4 > 1.5 * predicted
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.LayerNorm, nn.RMSNorm, nn.GroupNorm], ids=lambda n: n.__name__
+)
+def test_what_is_added_to_a_small_variance_counts(norm, key):
+    class Small(nn.Module):
+        """Of values whose variance is twice what is added to it."""
+
+        @nn.compact
+        def __call__(self, x):
+            x = 0.003 * nn.Dense(64)(x)
+            settings = {"num_groups": 2} if norm is nn.GroupNorm else {}
+            return nn.Dense(4)(nn.gelu(norm(epsilon=5e-6, **settings)(x)))
+
+    x = jax.random.normal(key, (4, 24))
+    prediction = predict(Small(), None, x, draws=0)
+    drawn = measure(prediction, lambda k: Small().init(k, x), x, draws=1024)
+    assert not misses(prediction, drawn)

@@ -9,6 +9,7 @@ is in the wide limit.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -61,7 +62,7 @@ class Attention:
         back, inside, error = simulation.backward(ctx, block, given, out, cotangent)
         own = cotangent.tolerance + cotangent.pair_tolerance + _stated(given)
 
-        def stated(state: State) -> State:
+        def stated(state: State, more: float = 0.0) -> State:
             return dataclasses.replace(
                 state,
                 mean_grade=worst(cotangent.mean_grade, Grade.APPROXIMATE),
@@ -69,12 +70,31 @@ class Attention:
                     cotangent.grade, *(s.grade for s in given), Grade.APPROXIMATE
                 ),
                 sources=cotangent.sources.union(*(s.sources for s in given)),
-                tolerance=own + BACKWARD + 2 * error,
+                tolerance=own + BACKWARD + 2 * error + more,
                 coherent=True,
             )
 
         reported = [_summarized(given, *moments) for moments in inside]
-        return [stated(s) for s in (*back, *reported)]
+        together = max(
+            _together(ctx, v, state, cotangent.heeds)
+            for v, state in zip(block.inputs, given, strict=True)
+        )
+        return [
+            *(stated(s, together) for s in back),
+            *(stated(s) for s in reported),
+        ]
+
+
+def _together(ctx: RuleContext, value: int, state: State, heeds: float) -> float:
+    """Returns what a cotangent adds that goes with the tokens, as a logarithm.
+
+    A key's and a value's are sums over queries. The tokens of C channels correlate by
+    chance, by 1/C in square, and so do queries and, where slopes follow the tokens,
+    cotangents.
+    """
+    shape = ctx.shape(value)
+    tokens = math.prod(n for n, role in zip(shape, state.axes) if role == "s")
+    return float(np.log1p(heeds * tokens / state.average().weights))
 
 
 def _given(block: Block, states: Sequence[State]) -> Sequence[State]:

@@ -27,6 +27,7 @@ from layerwise.theory.state import (
     Field,
     Grade,
     State,
+    average_amplitude,
     average_profile,
     comb_error,
     common,
@@ -112,7 +113,11 @@ class Pointwise:
         for (n, f), (_, ct) in zip(states[0].parts, cotangent.parts, strict=True):
             if ct.through is not None:
                 got = ct.replace(
-                    table=ct.through, through=None, joint=None, profile=UNKNOWN
+                    table=ct.through,
+                    through=None,
+                    joint=None,
+                    profile=UNKNOWN,
+                    amplitude=None,
                 )
             else:
                 run = _run(f, slopes)
@@ -125,6 +130,7 @@ class Pointwise:
                 got = run.pull_back(ct.replace(profile=given), phi, slope, ctx.joint)
                 got = got.replace(
                     profile=profiles.behind(given, slope(x)),
+                    amplitude=profiles.amplitude_behind(ct, phi(x), slope(x)),
                     coherence=turning.in_front(ct, f, phi, slope),
                 )
                 shift = max(shift, abs(run.shift))
@@ -255,6 +261,7 @@ def add_fields(f: Field, g: Field, sign: float = 1.0) -> Field:
         response=Response.average([f.response, g.response], shares),
         coherence=Coherence.average([f.coherence, g.coherence], shares),
         profile=average_profile([f.profile, g.profile], shares),
+        amplitude=average_amplitude([f, g], shares),
     ).normalized()
 
 
@@ -331,6 +338,8 @@ class Sum:
             back = [_given_term(node, states, i, out, cotangent) for i in (0, 1)]
         else:
             back = [_given_bias(ctx, node, states[0], out, cotangent)]
+        heeds = max(cotangent.heeds, *(profiles.heeds(ct) for _, ct in cotangent.parts))
+        back = [dataclasses.replace(ct, heeds=heeds) for ct in back]
         found = [
             _of_term(fit_parts(ct, s), s, out)
             for ct, s in zip(back, states, strict=True)

@@ -256,6 +256,7 @@ def _like(value: State, cotangent: State, field: Field) -> State:
         tolerance=cotangent.tolerance,
         pair_tolerance=cotangent.pair_tolerance,
         chosen=cotangent.chosen,
+        heeds=cotangent.heeds,
         coherent=cotangent.coherent,
     )
 

@@ -256,11 +256,12 @@ def _normalized(
     with np.errstate(over="ignore", under="ignore"):
         epsilon = found.epsilon * float(np.exp(-f.log_scale))
     root = np.sqrt(stats.variance + epsilon)
+    gain = _forward_gain(f, stats, epsilon)
     table = stats.centred / (root * _or_one(lagging.shifted(root, f.lags)))
-    table = table * found.scale**2
+    table = table * found.scale**2 * gain
     mean = np.zeros(f.sizes)
     if not found.centred:
-        mean = f.mean / root * found.scale
+        mean = f.mean / root * found.scale * np.sqrt(gain)
     if found.offset:
         table = table + found.offset * (mean + lagging.shifted(mean, f.lags))
         table = (table + found.offset**2) * lagging.inside(f.lags, f.sizes)
@@ -288,6 +289,13 @@ def _normalized(
         spread=_left(f, extent),
         settled=_settled(found, extent, float(np.mean(stats.variance)), epsilon),
     )
+
+
+def _forward_gain(f: Field, stats: _Statistics, epsilon: float) -> float:
+    """Returns what E[v / (v + eps)] is over its value at the mean of v."""
+    share = epsilon / max(float(np.mean(stats.variance)), 1e-300)
+    factors, chances = log_normal((1.0 + f.own_spread) * (1 + 2 / stats.freedom) - 1.0)
+    return float(chances @ (factors / (factors + share))) * (1.0 + share)
 
 
 def _settled(

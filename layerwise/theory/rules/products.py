@@ -178,8 +178,14 @@ class Multiply:
         for mine, other in ((a, b), (b, a)):
             runs = []
             given = _given_factor(cotangent, mine, other, out)
-            for n, f, g in aligned(given, other):
-                runs.append((n, _product(f, g).replace(profile=f.profile)))
+            moved = 0.0
+            pairs = _pairs_given(cotangent, mine, other, out)
+            for (n, f, g), table in zip(aligned(given, other), pairs, strict=True):
+                run = _product(f, g).replace(profile=f.profile)
+                if table is not None:
+                    run, change = _with_pairs(run, table)
+                    moved = max(moved, change)
+                runs.append((n, run))
             got = dataclasses.replace(
                 cotangent,
                 parts=tuple(runs),
@@ -190,6 +196,7 @@ class Multiply:
                 + PRODUCT
                 + cotangent.chosen
                 + max(f.own_spread for s in (a, b) for _, f in s.parts) / 2,
+                pair_tolerance=cotangent.pair_tolerance + moved / 2,
             )
             back.append(fit_parts(got, mine))
         return back
@@ -217,6 +224,31 @@ def _given_factor(cotangent: State, mine: State, other: State, out: State) -> St
         )
     ]
     return fit_parts(dataclasses.replace(cotangent, parts=tuple(parts)), mine)
+
+
+def _pairs_given(
+    cotangent: State, mine: State, other: State, out: State
+) -> Sequence[Field | None]:
+    """Returns, of each run of channels, the pairs of what goes with a factor."""
+    runs = aligned(fit_parts(cotangent, mine), other)
+    if not len(runs) == len(out.parts) == len(cotangent.parts):
+        return [None] * len(runs)
+    return [
+        profiles.pairs_of_factor(ct, total, f, g)
+        for (_, f, g), (_, total), (_, ct) in zip(
+            aligned(mine, other), out.parts, cotangent.parts, strict=True
+        )
+    ]
+
+
+def _with_pairs(run: Field, pairs: Field) -> tuple[Field, float]:
+    """Returns a field with the pairs of another, and by how much their sum is moved."""
+    table = pairs.rescaled(run.log_scale).table.copy()
+    at = (0, *lagging.zero(run.lags))
+    table[at] = run.table[at]
+    before, after = (float(np.sum(t[0])) for t in (run.table, table))
+    moved = abs(np.log(after / before)) if min(before, after) > 0 else np.inf
+    return run.replace(table=table), float(moved)
 
 
 PRODUCT = 0.02
