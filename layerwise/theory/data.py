@@ -77,7 +77,9 @@ def _field(ctx: RuleContext, x: np.ndarray, lags: tuple[tuple[int, ...], ...]) -
     squares = np.square(x).mean(axis=-1)
     spread = fluctuation.of_batch(squares, lags)
     powers = fluctuation.powers_of(squares)
-    return Field(mean, table, lags, spread=spread, powers=powers).normalized()
+    uneven = fluctuation.unevenness(squares)
+    field = Field(mean, table, lags, spread=spread, powers=powers, uneven=uneven)
+    return field.normalized()
 
 
 def constant(

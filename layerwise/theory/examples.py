@@ -81,7 +81,7 @@ def run(
 
     order = sorted(parts, key=_power)
     tried = engines([order[0], order[-1]])
-    if not _differ(*tried):
+    if not (_differ(*tried) or _divides_unevenly(whole)):
         return whole, [whole]
     if len(parts) > 2:
         tried = engines(parts)
@@ -128,12 +128,29 @@ def _power(arrays: Arrays) -> float:
 
 def _told_apart(engine: Engine) -> bool:
     """Whether examples may not have the average's moments behind some function."""
+    if _divides_unevenly(engine):
+        return True
     if not any(n.name == "attention" or is_curved(n) for n in engine.nodes):
         return False
     states = [*engine.known.values(), *engine.total.values()]
     stated = max((s.tolerance for s in states), default=0.0)
     unlike = max((f.own_spread for f in _behind_data(engine)), default=0.0)
     return max(stated, unlike) > TOO_MUCH
+
+
+def _divides_unevenly(engine: Engine) -> bool:
+    """Whether positions where examples differ are normalized one by one.
+
+    The mean of 1/q at one position is not told by how q differs over all of them.
+    """
+    if max((f.uneven for f in _behind_data(engine)), default=0.0) <= TOO_MUCH:
+        return False
+    roles = [
+        {engine.known[n.inputs[0]].axes[a] for a in n.data.axes}
+        for n in engine.nodes
+        if n.name == "normalization" and n.inputs[0] in engine.known
+    ]
+    return any(over == {"c"} for over in roles)
 
 
 def _some_are_zero(engine: Engine) -> bool:

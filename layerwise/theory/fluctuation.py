@@ -381,6 +381,14 @@ POWERS, POWERS_WITH_ZEROS = 16, 64
 """Factors that a law over examples is reduced to, and where zeros are rare."""
 
 
+def unevenness(squares: np.ndarray) -> float:
+    """Returns the largest relative variance over examples of ``(example, *places)``."""
+    mean = squares.mean(axis=0)
+    known = mean > 0
+    relative = squares.var(axis=0)[known] / np.square(mean[known])
+    return float(np.max(relative, initial=0.0))
+
+
 def of_batch(squares: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray:
     """Returns the relative covariance over examples of ``(example, *positions)``."""
     mean = squares.mean(axis=0)[..., None]

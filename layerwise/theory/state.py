@@ -74,6 +74,8 @@ class Field:
             that an activation passes on is not zero, so that it is given back there.
         powers: Equally likely factors of the second moments, of mean 1, where their
             law over the examples is known; None where it is taken for log-normal.
+        uneven: The largest relative variance of second moments over examples at one
+            position, behind the first weights and of data; 0.0 elsewhere.
         response: Cotangents only: what they gain by such fluctuations of the value.
         coherence: Cotangents only: how far channels go together.
         profile: Cotangents only: ``(node,)``, their power given the value, at the nodes
@@ -100,6 +102,7 @@ class Field:
     empty: float = 0.0
     lost: float = 0.0
     powers: np.ndarray | None = None
+    uneven: float = 0.0
     response: Response = NO_RESPONSE
     coherence: Coherence = INDEPENDENT
     profile: np.ndarray | None = None

@@ -365,6 +365,17 @@ FOUND = {
         batch=1,
         weights="uniform",
     ),
+    # Halves of what a depthwise convolution made of two unlike halves.
+    "unlike halves through a depthwise convolution": Architecture(
+        ("strided", "rectified", "cat:1", "depthwise", "shuffled", "project:1"),
+        act="selu",
+        width=12,
+        gain=1.0,
+        head="flat",
+        inputs="photo",
+        size=3,
+        weights="uniform",
+    ),
     # Slopes behind the sum follow the tokens, which queries are made of too.
     "squares behind attention": Architecture(
         ("clipped", "attention"), act="square", width=24, gain=1.0, size=4

@@ -81,3 +81,20 @@ def test_what_is_added_to_a_small_variance_counts(norm, key):
     prediction = predict(Small(), None, x, draws=0)
     drawn = measure(prediction, lambda k: Small().init(k, x), x, draws=1024)
     assert not misses(prediction, drawn)
+
+
+def test_examples_that_differ_at_one_place(key):
+    class Places(nn.Module):
+        """Reads the first place of normalized places."""
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.LayerNorm()(nn.Dense(48)(x)))
+            return nn.Dense(4)(nn.Dense(48)(x)[:, 0])
+
+    x = jax.random.normal(key, (4, 8, 24))
+    x = x / jnp.linalg.norm(x, axis=-1, keepdims=True) * np.sqrt(24)
+    x = x.at[:, 0].multiply(jnp.array([[0.2], [0.5], [1.0], [1.6]]))
+    prediction = predict(Places(), None, x, draws=0)
+    drawn = measure(prediction, lambda k: Places().init(k, x), x, draws=1024)
+    assert not misses(prediction, drawn)

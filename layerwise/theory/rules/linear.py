@@ -26,6 +26,7 @@ from layerwise.theory import (
 )
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.registry import NoSoundRule, rule
+from layerwise.theory.rules import groups
 from layerwise.theory.state import Field, Grade, State, comb_error
 from layerwise.theory.taps import convolve, over_taps
 from layerwise.theory.weights import Pattern
@@ -75,6 +76,13 @@ def kernel_of(ctx: RuleContext, node: Node) -> tuple[Pattern, tuple[Axis, ...], 
     return pattern, axes, shapes[1][spec.rhs_spec[1]]
 
 
+def _read(ctx: RuleContext, node: Node) -> int:
+    """Returns the channels that one output of a convolution reads."""
+    equation = node.equations[0]
+    kernel = ctx.shape(equation.inputs[1])  # type: ignore[arg-type]
+    return int(kernel[equation.params["dimension_numbers"].rhs_spec[1]])
+
+
 @rule("conv_general_dilated", family="linear")
 class Convolution:
     """Convolution with fresh weights: any stride, padding, dilation, groups; exact."""
@@ -85,32 +93,42 @@ class Convolution:
         equation = node.equations[0]
         if equation.params["batch_group_count"] != 1:
             raise NoSoundRule("batch groups")
+        source = node.inputs[0]
+        if source in ctx.data:
+            _, axes, _ = kernel_of(ctx, node)
+            wanted = tuple(_wanted(ctx, a) for a in axes)
+            return Convolution._of_run(ctx, node, data.state(ctx, source, wanted))
+        found = groups.runs(states[0], _read(ctx, node))
+        return groups.beside([Convolution._of_run(ctx, node, run) for run in found])
+
+    @staticmethod
+    def _of_run(ctx: RuleContext, node: Node, state: State) -> State:
+        """Returns the outputs that read one run of alike channels, or all of them."""
+        equation = node.equations[0]
         pattern, axes, fan = kernel_of(ctx, node)
         spec = equation.params["dimension_numbers"]
         source = node.inputs[0]
-        if source in ctx.data:
-            wanted = tuple(_wanted(ctx, a) for a in axes)
-            state = data.state(ctx, source, wanted)
-        else:
-            state = states[0]
         got = convolve(ctx, state.average(), axes)
         if pattern.centred:
             got = _centred(ctx, source, state, got, axes, fan)
         got = got.scaled_safe(pattern.second * fan)
         roles = ["s"] * len(spec.out_spec)
         roles[spec.out_spec[0]], roles[spec.out_spec[1]] = "b", "c"
-        channels = ctx.shape(node.output)[spec.out_spec[1]]
+        channels = ctx.shape(node.output)[spec.out_spec[1]] * state.channels
+        channels //= fan * equation.params["feature_group_count"]
         taps = int(np.prod([a.taps for a in axes]))
         if source in ctx.data:
-            spread, powers = _spread_of_data(ctx, source, axes, got.lags)
+            spread, powers, uneven = _spread_of_data(ctx, source, axes, got.lags)
         else:
             spread = fluctuation.contracted(state, axes, got.lags)
             powers = state.average().powers if all(a.taps == 1 for a in axes) else None
+            uneven = 0.0
         law, peaked = _law_of_sum(ctx, pattern, source, state, axes, fan * taps)
         got = got.replace(
             weights=float(fan * taps),
             spread=spread,
             powers=powers,
+            uneven=uneven,
             shape=law,
             peaked=peaked,
             empty=_emptiness(ctx, source, state, axes, fan),
@@ -132,6 +150,14 @@ class Convolution:
         cotangent: State,
     ) -> Sequence[State | None]:
         """Sums the cotangents of the outputs that each input reached."""
+        rule = functools.partial(Convolution._pulled_back, ctx, node)
+        return [groups.each(states[0], _read(ctx, node), out, cotangent, rule)]
+
+    @staticmethod
+    def _pulled_back(
+        ctx: RuleContext, node: Node, value: State, out: State, cotangent: State
+    ) -> State:
+        """Returns the cotangent of one run of alike channels, or of all of them."""
         equation = node.equations[0]
         pattern, axes, read = kernel_of(ctx, node)
         kernel = ctx.shape(equation.inputs[1])  # type: ignore[arg-type]
@@ -139,18 +165,18 @@ class Convolution:
         fan = kernel[spec.rhs_spec[0]] // equation.params["feature_group_count"]
         ct = cotangent.average()
         got = convolve(ctx, ct, axes, transpose=True)
-        whole = _around(ctx, node.inputs[0], axes)
+        whole = _around(ctx, node.inputs[0], value, axes)
         peaked = few_weights.excess_kurtosis(pattern.shape)
         response, own, omitted = _pulled(ctx, cotangent, ct, whole, axes, read, peaked)
         got = got.scaled_safe(pattern.second * fan * fluctuation.checked(own))
         got = got.replace(response=response, lost=ct.lost)
-        got, turned = turning.in_front_of_weights(got, ct, states[0], out, read)
-        like = _like(states[0], cotangent, got)
+        got, turned = turning.in_front_of_weights(got, ct, value, out, read)
+        like = _like(value, cotangent, got)
         shared = cotangent.coherent and any(a.taps > 1 for a in axes)
         tolerance = cotangent.tolerance + (abs(own) + turned) / 2 + omitted
         tolerance += SHARED / read if shared else 0.0
         like = dataclasses.replace(like, tolerance=tolerance)
-        return [_graded(like, pattern, min(read, fan))]
+        return _graded(like, pattern, min(read, fan))
 
 
 def _pulled(
@@ -189,10 +215,10 @@ SHARED = 1.0
 """Per channel read: weights and masks depend on each other where pixels are alike."""
 
 
-def _around(ctx: RuleContext, value: int, axes: Sequence[Axis]) -> State:
+def _around(ctx: RuleContext, value: int, state: State, axes: Sequence[Axis]) -> State:
     """Returns the state of a convolution's input, data at the lags within its taps."""
     if value not in ctx.data:
-        return ctx.state_of(value)
+        return state
     lags = []
     for a in axes:
         # Those between two taps, and twice those.
@@ -208,13 +234,17 @@ def _spread_of_data(
     source: int,
     axes: Sequence[Axis],
     lags: Sequence[tuple[int, ...]],
-) -> tuple[Any, np.ndarray | None]:
-    """Relative variance and law over examples of the squares under the taps. Exact."""
+) -> tuple[Any, np.ndarray | None, float]:
+    """Relative variance and law over examples of the squares under the taps. Exact.
+
+    And the largest variance at one position.
+    """
     x = np.asarray(ctx.data[source], np.float64)
     if ctx.white or x.shape[0] != ctx.batch or ctx.batch == 1:
-        return 0.0, None
+        return 0.0, None, 0.0
     squares = over_taps(np.square(x).mean(axis=-1), axes, 1)
-    return fluctuation.of_batch(squares, lags), fluctuation.powers_of(squares)
+    spread = fluctuation.of_batch(squares, lags)
+    return spread, fluctuation.powers_of(squares), fluctuation.unevenness(squares)
 
 
 def _wanted(ctx: RuleContext, axis: Axis) -> tuple[int, ...]:
@@ -289,6 +319,7 @@ class Product:
                 state, _ones(state), got.lags, fixed=node.inputs[0] in ctx.data
             ),
             powers=got.powers,
+            uneven=got.uneven,
             shape=law,
             peaked=peaked,
             empty=_emptiness(ctx, node.inputs[0], state, _ones(state), fan),
