@@ -120,7 +120,7 @@ def _compare(
     literals = {abs(v) for e in equations for v in _literals(e) if 0 <= abs(v) < 0.1}
     # Of a single set, one array cannot tell whether its mean is taken out; and only of
     # one that is as small what is added to its variance.
-    small = np.sqrt(max(literals, default=0.0) or 1e-6)
+    small = np.sqrt(min((v for v in literals if v > LEAST_ADDED), default=1e-6))
     arrays = tuple(
         x.astype(np.float32) for x in (first, 0.5 * first - 1.0, small * first)
     )
@@ -147,6 +147,10 @@ def _compare(
                 if fitted is not None:
                     return fitted
     return None
+
+
+LEAST_ADDED = 1e-20
+"""What is taken for an epsilon: its root still squares to a normal float32."""
 
 
 def _fit(

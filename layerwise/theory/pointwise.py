@@ -212,7 +212,8 @@ class Pointwise:
 
     def _settled(self, phi: Numeric) -> Settled:
         """Returns what is settled of phi(x)."""
-        return self.field.settled.behind(phi, self.typical(), weights())
+        before = self.field.settled
+        return before and before.behind(phi, self.typical(), weights())
 
     def carried(self, slopes: tuple[float, float] | None) -> float:
         """Returns how much of an error of pair moments a function of two slopes keeps.

@@ -34,6 +34,9 @@ class Settled:
     squares: float = 0.0
     mean: bool = False
 
+    def __bool__(self) -> bool:
+        return self.squares > 0.0
+
     def behind(self, phi: Numeric, x: np.ndarray, w: np.ndarray) -> "Settled":
         """Returns what is settled of phi(x).
 
@@ -42,8 +45,6 @@ class Settled:
             x: ``(node,)``: a typical entry.
             w: ``(node,)``: probabilities.
         """
-        if not self.squares:
-            return UNSETTLED
         size = float(np.sqrt(w @ np.square(x)))
         power = lambda values: float(w @ np.square(phi(values)))
         squares = np.square(phi(x))

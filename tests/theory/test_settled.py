@@ -37,11 +37,6 @@ def test_a_multiple_settles_as_much():
         assert got.squares == pytest.approx(1.0, abs=1e-3)
 
 
-def test_nothing_settled_stays_so():
-    z, w = marginal.nodes(), marginal.weights()
-    assert UNSETTLED.behind(np.tanh, z, w) is UNSETTLED
-
-
 class Normalized(nn.Module):
     """Squares of weights times an activation of what is normalized."""
 
