@@ -4,6 +4,7 @@ See `layerwise.theory.fluctuation`, which derives it.
 """
 
 import dataclasses
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -53,35 +54,47 @@ class Local:
         self.raising = level / value * (level / gradient)
 
 
+@runtime_checkable
+class Run(Protocol):
+    """What functions of one field share (`layerwise.theory.pointwise`)."""
+
+    field: Field
+
+    def local(self, phi: Numeric, slope: Numeric) -> Local:
+        """Returns what a function does at a typical position."""
+        ...
+
+    def typical(self) -> np.ndarray:
+        """``(node,)``: an entry at a typical position."""
+        ...
+
+    def typical_rho(self) -> np.ndarray:
+        """``(*lags,)``: mean latent correlation of a pair."""
+        ...
+
+
 def smooth(
-    after: Response,
-    field: Field,
-    x: np.ndarray,
-    rho: np.ndarray,
-    phi: Numeric,
-    slope: Numeric,
+    run: Run, after: Response, phi: Numeric, slope: Numeric
 ) -> tuple[float, Response]:
     """Returns what `after` adds to the logarithm, and the response in front.
 
     Args:
+        run: What the function is applied to.
         after: The response behind the function.
-        field: What the function is applied to.
-        x: ``(node,)``: a typical entry of it.
-        rho: ``(*lags,)``: the latent correlation of a typical pair.
         phi: The function.
         slope: Its derivative.
 
     Raises:
         NoSoundRule: If what is added is not small.
     """
-    local = Local(x, phi, slope)
-    variance = float(np.log1p(field.own_spread))
+    local = run.local(phi, slope)
+    variance = float(np.log1p(run.field.own_spread))
     gain = after.power * local.growth * local.gradient_growth * variance
     gain += after.unit * (local.together - 1.0)
     checked(gain)
     # Positive as they should be, beyond the first order too.
     whole = np.exp(-np.clip(gain, -1.0, 1.0))
-    bend, curl = _curvature(field, x, rho, slope, local.turn)
+    bend, curl = _curvature(run, slope, local.turn)
     return float(gain), Response(
         power=float(whole * (local.gradient_growth + after.power * local.growth)),
         local=float(whole * local.gradient_growth),
@@ -93,10 +106,8 @@ def smooth(
 
 
 def two_slopes(
+    run: Run,
     after: Response,
-    field: Field,
-    x: np.ndarray,
-    rho: np.ndarray,
     phi: Numeric,
     slope: Numeric,
     slopes: tuple[float, float],
@@ -106,10 +117,10 @@ def two_slopes(
     Raises:
         NoSoundRule: If what is added is not small.
     """
-    bend, curl = _kink(field, rho, *slopes)
+    bend, curl = _kink(run, *slopes)
     gain, level = 0.0, 0.0
     if after.unit or after.alignment:
-        local = Local(x, phi, slope)
+        local = run.local(phi, slope)
         gain = after.unit * (local.together - 1.0)
         level = after.alignment * local.raising
     checked(gain)
@@ -117,25 +128,22 @@ def two_slopes(
     return gain, response
 
 
-def _kink(
-    field: Field, rho: np.ndarray, up: float, down: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _kink(run: Run, up: float, down: float) -> tuple[np.ndarray, np.ndarray]:
     """The response's bend and curl of two slopes; at one position they cancel."""
-    if all(len(v) == 1 for v in field.lags):
+    if all(len(v) == 1 for v in run.field.lags):
         return np.asarray(0.0), np.asarray(0.0)
-    rho = np.clip(rho, -0.999, 0.999)
+    rho = np.clip(run.typical_rho(), -0.999, 0.999)
     jump = (up - down) ** 2 / (2 * np.pi * np.sqrt(1 - rho**2))
     pair = np.asarray(dual.two_slope_slope_dual(up, down, rho))
     jump = np.asarray(jump / np.where(np.abs(pair) > 1e-12, pair, 1.0))
-    jump[lagging.zero(field.lags)] = 0.0
+    jump[lagging.zero(run.field.lags)] = 0.0
     return jump, np.asarray(-rho * jump)
 
 
-def _curvature(
-    field: Field, x: np.ndarray, rho: np.ndarray, slope: Numeric, turn: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _curvature(run: Run, slope: Numeric, turn: float) -> tuple[np.ndarray, np.ndarray]:
     """The bend and curl of a smooth function, by Hermite coefficients."""
-    b = slope(x) @ marginal.hermite()
+    rho = run.typical_rho()
+    b = slope(run.typical()) @ marginal.hermite()
     n = np.arange(marginal.ORDER + 1)
     powers = rho[..., None] ** n
     pair = powers @ b**2
@@ -143,6 +151,6 @@ def _curvature(
     curl = powers[..., :-2] @ (np.sqrt(n[1:-1] * n[2:]) * b[2:] * b[:-2])
     pair = np.where(np.abs(pair) > 1e-12, pair, 1.0)
     bend, curl = np.asarray(bend / pair), np.asarray(curl / pair)
-    zero = lagging.zero(field.lags)
+    zero = lagging.zero(run.field.lags)
     bend[zero], curl[zero] = 0.5 * turn, 0.0
     return bend, curl

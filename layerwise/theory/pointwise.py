@@ -301,7 +301,7 @@ class Pointwise:
             return cotangent.scaled(slopes[0] ** 2).replace(
                 joint=self._linear_joint(cotangent, slopes[0])
             )
-        gain, response = 0.0, cotangent.response
+        response = cotangent.response
         given, together = cotangent.profile, None
         normal = f.is_centred_normal
         if given is None and slopes is not None and normal:
@@ -329,11 +329,9 @@ class Pointwise:
                 values = self.values(lambda x: slope(x) * x) * root
                 together = self.pairs(values)[2] / alone
         if slopes is not None and (normal or given is not None):
-            gain, response = local.two_slopes(
-                response, *self._typical(), phi, slope, slopes
-            )
+            gain, response = local.two_slopes(self, response, phi, slope, slopes)
         else:
-            gain, response = local.smooth(response, *self._typical(), phi, slope)
+            gain, response = local.smooth(self, response, phi, slope)
         lost = self._emptied(slope) if f.empty else 0.0
         gain += lost - cotangent.lost
         self.shift = abs(self.shift) + abs(gain)
@@ -401,11 +399,7 @@ class Pointwise:
         table = np.where(live & there, table, np.where(live | there, one, zero**2))
         return table * lagging.inside(self.lags, self.field.sizes)
 
-    def _typical(self) -> tuple[Field, np.ndarray, np.ndarray]:
-        """Returns the field, a typical entry, and the correlation of a pair."""
-        return self.field, self.typical(), self._typical_rho()
-
-    def _typical_rho(self) -> np.ndarray:
+    def typical_rho(self) -> np.ndarray:
         """``(*lags,)``: mean latent correlation of a pair of one example."""
         if self.field.shape is None:
             return self.field.correlations[2]

@@ -123,7 +123,7 @@ def test_relu_in_front_of_squares(key, monkeypatch):
     model = Normalized(act=nn.relu, width=32, law="normal")
     x, prediction, drawn = both(model, key)
     assert off(prediction, drawn, "u", "backward") < 5
-    monkeypatch.setattr(local, "two_slopes", lambda after, *_: (0.0, after))
+    monkeypatch.setattr(local, "two_slopes", lambda run, after, *_: (0.0, after))
     assert off(predict(model, None, x, draws=0), drawn, "u", "backward") > 5
 
 
