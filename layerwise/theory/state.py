@@ -451,8 +451,7 @@ def average_amplitude(
         return None
     if any(f.amplitude is None and f.profile is not None for f in fields):
         return None
-    known = [1.0 if f.amplitude is None else f.amplitude for f in fields]
-    return np.asarray(sum(s * a for s, a in zip(shares, known, strict=True)))
+    return average_profile([f.amplitude for f in fields], shares)
 
 
 def white(

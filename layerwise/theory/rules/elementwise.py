@@ -333,13 +333,14 @@ class Sum:
         cotangent: State,
     ) -> Sequence[State | None]:
         """Copies the cotangent to both terms."""
+        heeds = max(profiles.heeds(ct) for _, ct in cotangent.parts)
+        if heeds > cotangent.heeds:
+            cotangent = dataclasses.replace(cotangent, heeds=heeds)
         back = [cotangent] * len(states)
         if len(states) == 2:
             back = [_given_term(node, states, i, out, cotangent) for i in (0, 1)]
         else:
             back = [_given_bias(ctx, node, states[0], out, cotangent)]
-        heeds = max(cotangent.heeds, *(profiles.heeds(ct) for _, ct in cotangent.parts))
-        back = [dataclasses.replace(ct, heeds=heeds) for ct in back]
         found = [
             _of_term(fit_parts(ct, s), s, out)
             for ct, s in zip(back, states, strict=True)

@@ -436,7 +436,7 @@ def _pulled(
             overlap = overlap + max(ct.response.level, -1.0) * alone
         overlap = np.maximum(overlap, 0.0)
         far = lagging.shifted(np.asarray(overlap), f.lags)
-        projected = centred - np.sqrt(np.maximum(overlap * far, 0.0)) * normal
+        projected = centred - np.sqrt(overlap * far) * normal
     ratio = stats.freedom / (stats.freedom - 2.0)
     boost = 1.0 + (ratio - 1.0) * np.mean(shrink)
     root = np.sqrt((stats.variance + epsilon) / boost)
