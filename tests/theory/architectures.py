@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
-from tests.theory import normalizations
+from tests.theory import normalizations  # noqa: F401  (its operations are in OPS)
 from tests.theory.operations import OPS, Constant, Random, convolve
 
 
@@ -58,7 +58,6 @@ class Architecture(NamedTuple):
     weights: str = "normal"
 
 
-assert normalizations  # its operations are in OPS, too
 BACK = ("add", "project", "cat", "gate_with", "subtract")
 """Operations that read an earlier value: "add:2"."""
 
@@ -242,12 +241,12 @@ def build(architecture):
     return model, blank.shapes
 
 
-def draw(laws, key, law="normal"):
+def draw(laws, key, weights="normal"):
     """Returns one network, cut from one array: its size is rounded up, so that few
     programs that make it are ever compiled."""
     sizes = {n: math.prod(law.shape) for n, law in laws.items()}
     total = 1 << (sum(sizes.values()) - 1).bit_length()
-    entries, at, made = LAWS[law](key, (total,)), 0, {}
+    entries, at, made = LAWS[weights](key, (total,)), 0, {}
     for n, law in laws.items():
         if isinstance(law, Constant):
             made[n] = jnp.full(law.shape, law.value)
@@ -257,16 +256,15 @@ def draw(laws, key, law="normal"):
     return made
 
 
-def apart(laws, key, law):
+def apart(laws, key, weights):
     """Returns one network, array by array: what predictions read where weights are not
     normal."""
     keys = jax.random.split(key, len(laws))
 
-    def one(law_of_entry, key):
-        if isinstance(law_of_entry, Constant):
-            return jnp.full(law_of_entry.shape, law_of_entry.value)
-        size = np.float32(np.sqrt(law_of_entry.variance))
-        return size * LAWS[law](key, law_of_entry.shape)
+    def one(law, key):
+        if isinstance(law, Constant):
+            return jnp.full(law.shape, law.value)
+        return np.float32(np.sqrt(law.variance)) * LAWS[weights](key, law.shape)
 
     return {n: one(own, k) for (n, own), k in zip(laws.items(), keys, strict=True)}
 

@@ -45,16 +45,16 @@ def check(architecture, draws=0):
     """Predicts and measures; what has no rule is only sampled if `draws` is not 0."""
     model, shapes = build(architecture)
     x = jax.numpy.asarray(inputs(architecture))
-    law, made = architecture.weights, None
-    if law != "normal":
-        made = functools.partial(apart, shapes, law=law)
-    prediction = predict(model, example(shapes), x, draws=draws, law=made)
+    weights, law = architecture.weights, None
+    if weights != "normal":
+        law = functools.partial(apart, shapes, weights=weights)
+    prediction = predict(model, example(shapes), x, draws=draws, law=law)
     failed = [v for v in prediction.sampled.values() if v.startswith(FAILED)]
     assert not failed, (architecture, failed)
     run = functools.partial(
         measure,
         prediction,
-        functools.partial(draw, shapes, law=law),
+        functools.partial(draw, shapes, weights=weights),
         x,
         batch=DRAWS,
         compiled=False,
