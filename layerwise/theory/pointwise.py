@@ -354,14 +354,21 @@ class Pointwise:
         """Returns ``(node,)``: an entry at a typical position."""
         return entries(self.field.shape, *self.sites.mean(axis=1))
 
-    @property
-    def unlike(self) -> float:
+    def unlike(self, function: Numeric) -> float:
         """Returns the error of taking a law that is not normal for the same everywhere.
 
-        It differs between positions and networks as their second moments do.
+        It differs between positions and networks as their second moments do; of one
+        that is nearly normal, half of what its kurtosis moves is stated.
         """
-        if self.field.shape is None or self.field.peaked:
+        if self.field.shape is None:
             return 0.0
+        if self.field.peaked:
+            mean, sd = self.sites.mean(axis=1)
+            own, normal = (
+                float(weights() @ np.square(function(x)))
+                for x in (self.typical(), entries(None, mean, sd))
+            )
+            return 0.5 * abs(float(np.log(own / normal))) if own > 0 < normal else 0.0
         live = self.var[self.var > 0]
         apart = float(np.var(np.log(live))) if live.size else 0.0
         apart += float(np.log1p(self.field.own_spread))

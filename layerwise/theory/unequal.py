@@ -8,7 +8,7 @@ moment, and drawn.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -19,9 +19,10 @@ from layerwise.tracing.connections import Axis
 EVEN = 0.01
 """Relative deviation of sizes within a window below which they count as equal."""
 SITES = 8
-"""Windows, or positions, that stand for all of them."""
+"""Windows that stand for all of them."""
 DRAWN, AT_ONCE = 20_000_000, 2_000_000
 """Entries that are drawn to see which is the maximum: in all, and at a time."""
+OfMaximum = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 
 class Unequal:
@@ -62,30 +63,35 @@ class Unequal:
         _, there, sizes = self.entries
         return np.sqrt(np.maximum(1 - (sizes.sum(1) / there.sum(1)) ** 2, 0.0))
 
-    @functools.cached_property
-    def more(self) -> tuple[np.ndarray, np.ndarray]:
-        """What entries of unequal size add to E[max] and E[max^2] at every output.
+    def more(self, function: OfMaximum) -> np.ndarray:
+        """Returns what unequal sizes add to the mean of a function of the maximum.
 
-        The larger ones are the maximum more often. By how much, is drawn for windows
+        Larger entries are the maximum more often. What that adds is drawn for windows
         from even to most uneven, and taken for a function of how uneven one is.
+
+        Args:
+            function: ``(z, size, output) -> values``: of the maximum's normal, of its
+                size in root mean squares of its window, and of which window.
+
+        Returns:
+            ``(*outputs,)``.
         """
-        _, there, sizes = self.entries
-        ranks = np.unique(np.linspace(0, len(sizes) - 1, SITES).astype(int))
+        ranks = np.unique(np.linspace(0, len(self.uneven) - 1, SITES).astype(int))
         chosen = np.argsort(self.uneven)[ranks]
-        first, squared = np.zeros(len(chosen)), np.zeros(len(chosen))
-        for i, output in enumerate(chosen):
-            if self.uneven[output] < EVEN:
-                continue
-            keep = there[output]
-            entries = self.window.law(self.window.draws[:, keep])
-            equal, now = entries.max(1), (entries * sizes[output, keep]).max(1)
-            first[i], squared[i] = np.mean(now - equal), np.mean(now**2 - equal**2)
-        return tuple(  # type: ignore[return-value]
-            np.interp(self.uneven, self.uneven[chosen], v).reshape(
-                [a.n_outputs for a in self.axes]
-            )
-            for v in (first, squared)
-        )
+        added = [self._added(function, output) for output in chosen.tolist()]
+        values = np.interp(self.uneven, self.uneven[chosen], added)
+        return values.reshape([a.n_outputs for a in self.axes])
+
+    def _added(self, function: OfMaximum, output: int) -> float:
+        if self.uneven[output] < EVEN:
+            return 0.0
+        _, there, sizes = self.entries
+        size = sizes[output, there[output]]
+        z = self.window.draws[:, there[output]]
+        largest = np.argmax(self.window.law(z) * size, axis=1)
+        now = np.take_along_axis(z, largest[:, None], axis=1)[:, 0]
+        unlike = function(now, size[largest], output)
+        return float(np.mean(unlike - function(z.max(axis=1), np.ones(len(z)), output)))
 
     @functools.cached_property
     def wins(self) -> np.ndarray:
@@ -115,11 +121,3 @@ class Unequal:
         share = self.wins * values.reshape(-1, 1)
         total = np.bincount(at.ravel(), share.ravel(), self.second.size)
         return total.reshape(self.second.shape)
-
-
-def at_quantiles(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns `SITES` values that stand for all of them, equally often."""
-    order = np.argsort(values)
-    below = np.cumsum(weights.ravel()[order]) / weights.sum()
-    at = np.searchsorted(below, (np.arange(SITES) + 0.5) / SITES)
-    return values[order][np.minimum(at, values.size - 1)]

@@ -384,6 +384,10 @@ FOUND = {
     "attention to what is rectified": Architecture(
         ("subtract:1", "attention"), act="abs", width=24, gain=1.0, size=5
     ),
+    # Where a small entry is the maximum its z is large: the slope goes with its value.
+    "a maximum of squares on sparse maps": Architecture(
+        ("add:3",), "square", 24, 1.0, "max", "sparse", size=4, weights="truncated"
+    ),
 }
 
 

@@ -73,7 +73,7 @@ class Pointwise:
             growth = max(r.local(phi, slope).growth for _, r in runs)
             own = 0.5 * shift + (ROUNDING if normal else NOT_NORMAL)
             if slopes is None:
-                own += max(r.unlike for _, r in runs)
+                own += max(r.unlike(phi) for _, r in runs)
             out = dataclasses.replace(
                 out, tolerance=max(growth, 0.0) * state.tolerance + own
             )
@@ -135,7 +135,7 @@ class Pointwise:
                 )
                 shift = max(shift, abs(run.shift))
                 if not sound:
-                    unlike = max(unlike, 0.0 if slopes else run.unlike)
+                    unlike = max(unlike, 0.0 if slopes else run.unlike(slope))
                     local = run.local(phi, slope)
                     growth = max(growth, abs(local.gradient_growth))
             parts.append((n, got))

@@ -454,9 +454,10 @@ def _terms(
         peaked, noise = fluctuation.peakedness(state)
         return (reads + noise) / (1.0 + peaked)
     x = np.square(np.asarray(ctx.data[source], np.float64))
-    squared = np.square(over_taps(x.sum(axis=-1), axes, 1))
-    share = over_taps(np.square(x).sum(axis=-1), axes, 1)[squared > 0]
-    return 1.0 / float(np.mean(share / squared[squared > 0])) if share.size else 1.0
+    squared = np.square(over_taps(x.sum(axis=-1), axes, 1)).sum()
+    # In a mean of fourth powers, outputs count by the square of their own power.
+    fourth = over_taps(np.square(x).sum(axis=-1), axes, 1).sum()
+    return float(squared / fourth) if fourth > 0 else 1.0
 
 
 def _ones(state: State) -> list[Axis]:

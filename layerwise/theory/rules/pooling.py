@@ -25,7 +25,7 @@ from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.rules.elementwise import fit_parts, worst
 from layerwise.theory.rules.positions import expand, map_axis, squeeze
 from layerwise.theory.state import Field, Grade, State
-from layerwise.theory.unequal import Unequal, at_quantiles
+from layerwise.theory.unequal import Unequal
 from layerwise.theory.window import Window
 from layerwise.tracing.connections import Axis
 
@@ -131,6 +131,11 @@ class _Pool:
         square = (rho**2 * inside).sum(axis=over) / count
         return float(np.sqrt(np.max(np.maximum(square - mean**2, 0.0))))
 
+    @functools.cached_property
+    def local(self) -> np.ndarray:
+        """``(*outputs,)``: mean second moment of a window's entries."""
+        return np.asarray(lagging.along(self.field.second, self.reach) / self.counts)
+
     def kept(self) -> dict[tuple[bool, ...], np.ndarray]:
         """Which entries of the window exist -> mask of the outputs where that is so."""
         per_axis = [a.sources >= 0 for a in self.axes]
@@ -161,10 +166,12 @@ class _Pool:
 
     def forward(self) -> Field:
         law = self.window.law
-        first, squared = self.unequal.more
+        more = self.unequal.more
+        first = more(lambda z, size, _: law(z) * size)
+        squared = more(lambda z, size, _: np.square(law(z) * size))
         second_factor = (self.per_output(lambda z: law(z) ** 2) + squared) / self.base
         mean_factor = (self.per_output(law) + first) / math.sqrt(self.base)
-        local = lagging.along(self.field.second, self.reach) / self.counts
+        local = self.local
         second, root = second_factor * local, np.sqrt(local)
         mean = mean_factor * root
         lags = tuple(lagging.lag_values(a.n_outputs, self.ctx.level) for a in self.axes)
@@ -347,25 +354,48 @@ def _behind_slope(
         unit = float(np.exp(0.5 * source.log_scale))
     mean = float(source.mean.mean()) * unit
     variances = np.ravel(source.second - source.mean**2) * unit**2
-    var = float(variances.mean())
-    variances = at_quantiles(variances, pool.unequal.handed(np.ones_like(pool.counts)))
-    factors, chances = source.factors
+    grid = np.unique(np.linspace(variances.min(), variances.max(), VARIANCES))
     laws = [
-        (
-            _by_rank(phi, slope, mean, math.sqrt(max(v * t, 0.0)), source),
-            p / len(variances),
-        )
-        for t, p in zip(factors, chances, strict=True)
-        for v in variances
+        [
+            (_by_rank(phi, slope, mean, math.sqrt(max(v * t, 0.0)), source), p)
+            for t, p in zip(*source.factors, strict=True)
+        ]
+        for v in grid
     ]
+    # A larger value is one of larger x.
+    order = np.argsort(pool.field.second, axis=None)
+    seconds, rising = np.ravel(pool.field.second)[order], np.sort(variances)
 
-    def passed(z: np.ndarray, power: int) -> np.ndarray:
-        return np.asarray(sum(p * law(z, power) for law, p in laws))
+    def place(second: np.ndarray) -> np.ndarray:
+        """Returns where on the grid the x of values of this second moment are."""
+        at = np.interp(second, seconds, rising)
+        return np.asarray(np.interp(at, grid, np.arange(len(grid), dtype=float)))
 
-    active, times_power = (
-        pool.per_output(functools.partial(passed, power=k)) for k in (0, 2)
+    def passed(power: int) -> np.ndarray:
+        at_grid = [
+            lambda z, law=law: np.asarray(sum(p * f(z, power) for f, p in law))
+            for law in laws
+        ]
+        even = _between(place(pool.local), [pool.per_output(f) for f in at_grid])
+
+        def of_maximum(z: np.ndarray, size: np.ndarray, output: int) -> np.ndarray:
+            second = size**2 * np.ravel(pool.local)[output]
+            return _between(place(second), [f(z) for f in at_grid])
+
+        return np.maximum(even + pool.unequal.more(of_maximum), 0.0)
+
+    return passed(0), passed(2), mean**2 + float(variances.mean())
+
+
+VARIANCES = 8
+"""Variances between which what passes an activation is interpolated."""
+
+
+def _between(at: np.ndarray, values: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns what lies `at` a place, counted along `values`, by straight lines."""
+    return np.asarray(
+        sum(np.maximum(1.0 - np.abs(at - i), 0.0) * v for i, v in enumerate(values))
     )
-    return active, times_power, mean**2 + var
 
 
 def _by_rank(
