@@ -22,7 +22,6 @@ SITES = 8
 """Windows that stand for all of them."""
 DRAWN, AT_ONCE = 20_000_000, 2_000_000
 """Entries that are drawn to see which is the maximum: in all, and at a time."""
-OfMaximum = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 
 class Unequal:
@@ -63,35 +62,35 @@ class Unequal:
         _, there, sizes = self.entries
         return np.sqrt(np.maximum(1 - (sizes.sum(1) / there.sum(1)) ** 2, 0.0))
 
-    def more(self, function: OfMaximum) -> np.ndarray:
-        """Returns what unequal sizes add to the mean of a function of the maximum.
+    def over_outputs(self, added: Callable[[int], float]) -> np.ndarray:
+        """Returns ``(*outputs,)``: what unequal entries add, drawn for some of them.
 
-        Larger entries are the maximum more often. What that adds is drawn for windows
-        from even to most uneven, and taken for a function of how uneven one is.
+        For windows from even to most uneven, and taken for a function of how uneven one
+        is; even ones add nothing.
 
         Args:
-            function: ``(z, size, output) -> values``: of the maximum's normal, of its
-                size in root mean squares of its window, and of which window.
-
-        Returns:
-            ``(*outputs,)``.
+            added: Which output -> what they add there.
         """
         ranks = np.unique(np.linspace(0, len(self.uneven) - 1, SITES).astype(int))
-        chosen = np.argsort(self.uneven)[ranks]
-        added = [self._added(function, output) for output in chosen.tolist()]
-        values = np.interp(self.uneven, self.uneven[chosen], added)
+        chosen = np.argsort(self.uneven)[ranks].tolist()
+        drawn = [added(i) if self.uneven[i] >= EVEN else 0.0 for i in chosen]
+        values = np.interp(self.uneven, self.uneven[chosen], drawn)
         return values.reshape([a.n_outputs for a in self.axes])
 
-    def _added(self, function: OfMaximum, output: int) -> float:
-        if self.uneven[output] < EVEN:
-            return 0.0
+    def more(self, power: int) -> np.ndarray:
+        """Returns what unequal sizes add to E[max^power] at every output.
+
+        Larger entries are the maximum more often.
+        """
         _, there, sizes = self.entries
-        size = sizes[output, there[output]]
-        z = self.window.draws[:, there[output]]
-        largest = np.argmax(self.window.law(z) * size, axis=1)
-        now = np.take_along_axis(z, largest[:, None], axis=1)[:, 0]
-        unlike = function(now, size[largest], output)
-        return float(np.mean(unlike - function(z.max(axis=1), np.ones(len(z)), output)))
+
+        def added(output: int) -> float:
+            entries = self.window.law(self.window.draws[:, there[output]])
+            equal = entries.max(axis=1)
+            now = (entries * sizes[output, there[output]]).max(axis=1)
+            return float(np.mean(now**power - equal**power))
+
+        return self.over_outputs(added)
 
     @functools.cached_property
     def wins(self) -> np.ndarray:
@@ -115,9 +114,9 @@ class Unequal:
             out[some] = np.where(total > 0, won / np.maximum(total, 1), out[some])
         return out
 
-    def handed(self, values: np.ndarray) -> np.ndarray:
-        """Returns at every entry the sum of outputs' values, as often as it wins."""
+    def handed(self, values: np.ndarray, wins: np.ndarray) -> np.ndarray:
+        """Returns at every entry the sum of outputs' values, by its share of each."""
         at, _, _ = self.entries
-        share = self.wins * values.reshape(-1, 1)
+        share = wins * values.reshape(-1, 1)
         total = np.bincount(at.ravel(), share.ravel(), self.second.size)
         return total.reshape(self.second.shape)

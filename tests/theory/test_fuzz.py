@@ -388,6 +388,10 @@ FOUND = {
     "a maximum of squares on sparse maps": Architecture(
         ("add:3",), "square", 24, 1.0, "max", "sparse", size=4, weights="truncated"
     ),
+    # Large sines are near 1, and flat there: those at small positions pass the most on.
+    "a maximum of sines of a gate on photographs": Architecture(
+        ("gate",), "sin", 24, head="max", inputs="photo", size=5
+    ),
 }
 
 

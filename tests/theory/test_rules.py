@@ -341,8 +341,8 @@ MUTATIONS = {
     "mean cross terms of a sum": (elementwise, "table = table + sign * (", "table = table + 0 * (", "add"),  # noqa: E501
     "other taps of a convolution": (taps, "] += values[", "] = values[", "conv_general_dilated"),  # noqa: E501
     "transpose of a linear map": (positions, "field = map_axis(ctx, field, _spatial_index(state, a), m.T)", "field = map_axis(ctx, field, _spatial_index(state, a), m.T / 1.2)", "reduce_sum"),  # noqa: E501
-    "windows of a maximum": (pooling, "second = pool.unequal.handed(ct.second * active)", "second = pool.unequal.handed(ct.second * active / 2)", "reduce_window_max"),  # noqa: E501
-    "unequal entries of a maximum": (pooling, "first = more(lambda z, size, _: law(z) * size)", "first = 0.0", "maximum of unequal rows"),  # noqa: E501
+    "windows of a maximum": (pooling, "second = pool.unequal.handed(ct.second * active, wins)", "second = pool.unequal.handed(ct.second * active / 2, wins)", "reduce_window_max"),  # noqa: E501
+    "unequal entries of a maximum": (pooling, "first, squared = self.unequal.more(1), self.unequal.more(2)", "first, squared = 0.0, 0.0", "maximum of unequal rows"),  # noqa: E501
     "copies of a broadcast": (positions, "np.ones((1, size))", "np.ones((1, size)) / 1.3", "broadcast_in_dim"),  # noqa: E501
     "root of the variance": (normalization, "(stats.variance + epsilon) / boost", "(stats.variance + epsilon) * 2", "normalization"),  # noqa: E501
 }  # fmt: skip

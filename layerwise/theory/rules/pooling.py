@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import ndtri
@@ -21,6 +21,7 @@ from scipy.special import ndtri
 from layerwise.moments.activations import Numeric, cached_float64
 from layerwise.theory import fluctuation, lags as lagging, marginal
 from layerwise.theory.context import Node, RuleContext
+from layerwise.theory.in_front import Passed
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.rules.elementwise import fit_parts, worst
 from layerwise.theory.rules.positions import expand, map_axis, squeeze
@@ -131,11 +132,6 @@ class _Pool:
         square = (rho**2 * inside).sum(axis=over) / count
         return float(np.sqrt(np.max(np.maximum(square - mean**2, 0.0))))
 
-    @functools.cached_property
-    def local(self) -> np.ndarray:
-        """``(*outputs,)``: mean second moment of a window's entries."""
-        return np.asarray(lagging.along(self.field.second, self.reach) / self.counts)
-
     def kept(self) -> dict[tuple[bool, ...], np.ndarray]:
         """Which entries of the window exist -> mask of the outputs where that is so."""
         per_axis = [a.sources >= 0 for a in self.axes]
@@ -166,12 +162,10 @@ class _Pool:
 
     def forward(self) -> Field:
         law = self.window.law
-        more = self.unequal.more
-        first = more(lambda z, size, _: law(z) * size)
-        squared = more(lambda z, size, _: np.square(law(z) * size))
+        first, squared = self.unequal.more(1), self.unequal.more(2)
         second_factor = (self.per_output(lambda z: law(z) ** 2) + squared) / self.base
         mean_factor = (self.per_output(law) + first) / math.sqrt(self.base)
-        local = self.local
+        local = lagging.along(self.field.second, self.reach) / self.counts
         second, root = second_factor * local, np.sqrt(local)
         mean = mean_factor * root
         lags = tuple(lagging.lag_values(a.n_outputs, self.ctx.level) for a in self.axes)
@@ -322,11 +316,13 @@ def _handed(pool: _Pool, ct: Field, before: Node | None, source: Field | None) -
         before: What made the entries.
         source: Of what, if it is an activation.
     """
-    got = _scatter(pool, ct, np.ones_like(pool.counts))
+    wins = pool.unequal.wins
+    got = _scatter(pool, ct, np.ones_like(pool.counts), wins)
     active, times_power, base = pool.alone()
     if before is not None and source is not None:
-        active, times_power, base = _behind_slope(pool, before, source)
-        through = _scatter(pool, ct, active)
+        passed = Passed(pool, *cached_float64(before.data), source)
+        active, times_power, base = passed.mean(0), passed.mean(2), passed.second
+        through = _scatter(pool, ct, active, passed.wins)
         got = got.replace(through=through.rescaled(got.log_scale).table)
     passed, turn = _share(active, ct), 0.0
     if passed > 0:
@@ -335,103 +331,26 @@ def _handed(pool: _Pool, ct: Field, before: Node | None, source: Field | None) -
     return got.replace(response=response)
 
 
-def _behind_slope(
-    pool: _Pool, before: Node, source: Field
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Returns what passes the activation in front, where its value is a maximum.
-
-    Args:
-        pool: The pooling.
-        before: The activation, of some x.
-        source: The moments of x.
-
-    Returns:
-        E[s^2] and E[s^2 x^2] at every output, s the slope where the maximum is, and
-        E[x^2] of any x.
-    """
-    phi, slope = cached_float64(before.data)
-    with np.errstate(over="ignore", under="ignore"):
-        unit = float(np.exp(0.5 * source.log_scale))
-    mean = float(source.mean.mean()) * unit
-    variances = np.ravel(source.second - source.mean**2) * unit**2
-    grid = np.unique(np.linspace(variances.min(), variances.max(), VARIANCES))
-    laws = [
-        [
-            (_by_rank(phi, slope, mean, math.sqrt(max(v * t, 0.0)), source), p)
-            for t, p in zip(*source.factors, strict=True)
-        ]
-        for v in grid
-    ]
-    # A larger value is one of larger x.
-    order = np.argsort(pool.field.second, axis=None)
-    seconds, rising = np.ravel(pool.field.second)[order], np.sort(variances)
-
-    def place(second: np.ndarray) -> np.ndarray:
-        """Returns where on the grid the x of values of this second moment are."""
-        at = np.interp(second, seconds, rising)
-        return np.asarray(np.interp(at, grid, np.arange(len(grid), dtype=float)))
-
-    def passed(power: int) -> np.ndarray:
-        at_grid = [
-            lambda z, law=law: np.asarray(sum(p * f(z, power) for f, p in law))
-            for law in laws
-        ]
-        even = _between(place(pool.local), [pool.per_output(f) for f in at_grid])
-
-        def of_maximum(z: np.ndarray, size: np.ndarray, output: int) -> np.ndarray:
-            second = size**2 * np.ravel(pool.local)[output]
-            return _between(place(second), [f(z) for f in at_grid])
-
-        return np.maximum(even + pool.unequal.more(of_maximum), 0.0)
-
-    return passed(0), passed(2), mean**2 + float(variances.mean())
-
-
-VARIANCES = 8
-"""Variances between which what passes an activation is interpolated."""
-
-
-def _between(at: np.ndarray, values: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns what lies `at` a place, counted along `values`, by straight lines."""
-    return np.asarray(
-        sum(np.maximum(1.0 - np.abs(at - i), 0.0) * v for i, v in enumerate(values))
-    )
-
-
-def _by_rank(
-    phi: Numeric, slope: Numeric, mean: float, sd: float, source: Field
-) -> Callable[[np.ndarray, int], np.ndarray]:
-    """Returns s^2 x^k as a function of the z of phi(x) and of k, for x of one law."""
-    nodes, shape = marginal.nodes(), source.shape
-    x = mean + sd * (nodes if shape is None else shape)
-    values = phi(x)
-    if not np.any(np.diff(values) < 0):
-
-        def rising(z: np.ndarray, power: int) -> np.ndarray:
-            own = mean + sd * (z if shape is None else np.interp(z, nodes, shape))
-            return np.square(slope(own)) * own**power
-
-        return rising
-    order, mass = marginal.counted(values, marginal.weights())
-    at = ndtri(np.minimum(mass, 1.0))  # the z of the value counts the values in order
-    square = np.square(slope(x[order]))
-    return lambda z, power: np.interp(z, at, square * x[order] ** power)
-
-
 def _share(values: np.ndarray, ct: Field) -> float:
     """Returns the mean over outputs, by the power of their cotangents."""
     total = float(ct.second.sum())
     return float((values * ct.second).sum()) / total if total > 0 else 0.0
 
 
-def _scatter(pool: _Pool, ct: Field, active: np.ndarray) -> Field:
-    """Returns the cotangent at the entries; `active`: E[s^2] where a maximum is.
+def _scatter(pool: _Pool, ct: Field, active: np.ndarray, wins: np.ndarray) -> Field:
+    """Returns the cotangent at the entries.
 
     Two windows' cotangents that meet in one entry add up as the pair table has them.
+
+    Args:
+        pool: The pooling.
+        ct: The cotangent of its result.
+        active: E[s^2] where a maximum is.
+        wins: ``(output, entry)``: each entry's share of it.
     """
     ctx, axes = pool.ctx, pool.axes
     back = [m.T for m in pool.reach]
-    second = pool.unequal.handed(ct.second * active)
+    second = pool.unequal.handed(ct.second * active, wins)
     sizes = pool.field.sizes
     lags = tuple(lagging.lag_values(n, ctx.level) for n in sizes)
     # Entries of two windows: taken for independent choices, each as often as others.
