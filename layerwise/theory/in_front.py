@@ -55,12 +55,13 @@ class Passed:
         self.grid = np.unique(np.linspace(low, high, VARIANCES))
         factors, self.chances = source.factors
         self.laws = [
-            [
+            tuple(
                 _Law(phi, slope, mean, math.sqrt(max(v * t, 0.0)), source.shape)
                 for v in self.grid
-            ]
+            )
             for t in factors
         ]
+        self.drawn = functools.cache(self._drawn)
 
     def mean(self, power: int) -> np.ndarray:
         """Returns E[s^2 x^power] at every output, s the slope where the maximum is."""
@@ -90,7 +91,7 @@ class Passed:
         out = np.zeros_like(unequal.wins)
         for output, live in enumerate(unequal.entries[1]):
             for chance, laws in zip(self.chances, self.laws, strict=True):
-                largest, z, place = self._drawn(laws, output)
+                largest, z, place = self.drawn(laws, output)
                 passed = _between(place, [law.passed(z, 0) for law in laws])
                 counted = np.bincount(largest, passed, int(live.sum()))
                 out[output, live] += chance * counted
@@ -99,7 +100,7 @@ class Passed:
         return np.where(uneven, out / np.where(total > 0, total, 1.0), unequal.wins)
 
     def _drawn(
-        self, laws: list["_Law"], output: int
+        self, laws: tuple["_Law", ...], output: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns which entry is the maximum, its z, and its variance's place."""
         at, there, _ = self.maxima.unequal.entries
@@ -116,11 +117,11 @@ class Passed:
         own = np.take_along_axis(z, largest[:, None], axis=1)[:, 0]
         return largest, own, place[largest]
 
-    def _added(self, laws: list["_Law"], power: int, output: int) -> float:
+    def _added(self, laws: tuple["_Law", ...], power: int, output: int) -> float:
         """Returns what unequal variances add to the mean at one output."""
         at, there, _ = self.maxima.unequal.entries
         live = there[output]
-        _, z, place = self._drawn(laws, output)
+        _, z, place = self.drawn(laws, output)
         top = self.maxima.unequal.window.draws[:, live].max(axis=1)
         local = self._place(np.mean(self.variances[at[output, live]], keepdims=True))
         unlike = _between(place, [law.passed(z, power) for law in laws])

@@ -31,6 +31,7 @@ LIMIT = 300_000
 
 Place = tuple[int, tuple[int, ...]]
 """A value of the program as it was, and the iteration of each loop around it."""
+_Cut = dict[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,6 +105,7 @@ class _Writer:
         self.data = dict(zip(traced.input_values, inputs, strict=True))
         self.known: dict[int, Any] = {}
         self.signals: set[int] = set()
+        self.stacks: set[int] = set()
 
     def graph(self, graph: Graph) -> Graph:
         """Returns the whole graph written out."""
@@ -187,6 +189,8 @@ class _Writer:
                 return self._nested(body, operands, iteration)
             case "reduce_sum":
                 return self._sum_of_stack(e, operands)
+            case "slice":
+                return self._cut_of_stack(e, operands)
         return None
 
     def _sum_of_stack(
@@ -204,6 +208,38 @@ class _Writer:
             add = _add_equation(aval.shape, aval.dtype)
             total = self._emit(e, add, (total, atom))
         return [total]
+
+    def _cut_of_stack(
+        self, e: Equation, operands: tuple[Atom, ...]
+    ) -> list[Atom] | None:
+        """One iteration cut from what a loop stacked is that iteration's own."""
+        cut = {k: e.params[k] for k in ("start_indices", "limit_indices")}
+        piece, own = self._iteration(operands[0], cut)
+        return None if own is cut else [self._emit(e, e.eqn, (piece,), **own)]
+
+    def _iteration(self, atom: Atom, cut: _Cut) -> tuple[Atom, _Cut]:
+        """Returns what is cut, and how, of one iteration if it is of no other."""
+        turns, made = [], self.producers.get(atom)  # type: ignore[arg-type]
+        while made is not None and made.name == "transpose":
+            turns.insert(0, made)
+            made = self.producers.get(made.inputs[0])  # type: ignore[arg-type]
+        if made is None or made.outputs[0] not in self.stacks:
+            return atom, cut
+        axis = 0
+        for turn in turns:
+            axis = turn.params["permutation"].index(axis)
+        starts, ends = (list(cut[k]) for k in ("start_indices", "limit_indices"))
+        if ends[axis] - starts[axis] != 1:
+            return atom, cut
+        piece = made.inputs[starts[axis]]
+        for turn in turns:
+            aval = self._aval(piece)
+            moved = _transpose_equation(
+                aval.shape, aval.dtype, turn.params["permutation"]
+            )
+            piece = self._emit(turn, moved, (piece,))
+        starts[axis], ends[axis] = 0, 1
+        return piece, {"start_indices": tuple(starts), "limit_indices": tuple(ends)}
 
     def _nested(
         self, body: Graph, operands: Sequence[Atom], iteration: tuple[int, ...]
@@ -260,16 +296,21 @@ class _Writer:
         if 0 in aval.shape:
             return self._emit(loop, _zeros(aval.shape[1:], aval.dtype), ())
         cut, drop = _slice_equations(aval.shape, aval.dtype)
-        starts = (i, *(0,) * (len(aval.shape) - 1))
-        ends = (i + 1, *aval.shape[1:])
-        piece = self._emit(loop, cut, (atom,), start_indices=starts, limit_indices=ends)
+        where: _Cut = {
+            "start_indices": (i, *(0,) * (len(aval.shape) - 1)),
+            "limit_indices": (i + 1, *aval.shape[1:]),
+        }
+        atom, where = self._iteration(atom, where)
+        piece = self._emit(loop, cut, (atom,), **where)
         return self._emit(loop, drop, (piece,))
 
     def _stack(self, loop: Equation, row: list[Atom]) -> Atom:
         aval = self._aval(row[0])
         lift, join = _stack_equations(aval.shape, aval.dtype, len(row))
         lifted = [self._emit(loop, lift, (a,)) for a in row]
-        return self._emit(loop, join, tuple(lifted))
+        stack = self._emit(loop, join, tuple(lifted))
+        self.stacks.add(stack)
+        return stack
 
     def _emit(
         self, loop: Equation, eqn: Any, operands: tuple[Atom, ...], **params: Any
@@ -339,6 +380,14 @@ def _stack_equations(shape: tuple[int, ...], dtype: Any, n: int) -> tuple[Any, A
 def _add_equation(shape: tuple[int, ...], dtype: Any) -> Any:
     like = jax.ShapeDtypeStruct(shape, dtype)
     return jax.make_jaxpr(jax.lax.add)(like, like).jaxpr.eqns[-1]
+
+
+@functools.cache
+def _transpose_equation(
+    shape: tuple[int, ...], dtype: Any, order: tuple[int, ...]
+) -> Any:
+    like = jax.ShapeDtypeStruct(shape, dtype)
+    return jax.make_jaxpr(lambda x: jax.lax.transpose(x, order))(like).jaxpr.eqns[-1]
 
 
 @functools.cache

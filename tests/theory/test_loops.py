@@ -9,6 +9,7 @@ import layerwise as lw
 from helpers import assert_mean_close
 from layerwise.theory import law as laws, repeats
 from layerwise.theory.state import Grade
+from layerwise.tracing.graph import evaluate
 
 
 KEY = jax.random.key(2)
@@ -85,6 +86,47 @@ def test_a_scan_is_its_iterations():
     at = loop.find("u", 3)
     assert loop.sites[at].iteration == (2,)
     assert loop.coverage.startswith(f"{loop.equations} of {loop.equations}")
+
+
+def states(p, x):
+    """The states of a recurrent network, ``(row, step, channel)``, as flax has them."""
+
+    def cell(h, x):
+        h = jnp.tanh(h @ p["w"][0] + x @ p["w"][1])
+        return h, h
+
+    steps = jnp.stack([x, 2 * x, -x])
+    last, stacked = jax.lax.scan(cell, jnp.zeros_like(x), steps)
+    return last, jnp.swapaxes(stacked, 0, 1)
+
+
+def test_a_state_read_from_all_that_a_scan_stacked_is_that_state():
+    p = {"w": stack(2), "out": stack(1)[0]}
+    cut = lw.predict(lambda p, x: states(p, x)[1][:, -1] @ p["out"], p, ROWS, draws=0)
+    carried = lw.predict(lambda p, x: states(p, x)[0] @ p["out"], p, ROWS, draws=0)
+    assert not cut.sampled
+    np.testing.assert_allclose(curves(cut), curves(carried), rtol=1e-9)
+
+
+def test_states_of_one_recurrent_layer_are_read_one_by_one_by_the_next():
+    def two(p, x):
+        _, first = states(p, x)
+
+        def cell(h, x):
+            h = jnp.tanh(h @ p["w"][2] + x @ p["w"][3])
+            return h, h
+
+        first = jnp.swapaxes(first, 0, 1)
+        _, second = jax.lax.scan(cell, jnp.zeros_like(x), first)
+        return second[2] @ p["out"]
+
+    p = {"w": stack(4, gain=1.0), "out": stack(1)[0]}
+    got = lw.predict(two, p, ROWS, draws=0)
+    assert not got.sampled
+    x = jnp.asarray(ROWS)
+    graph = got.traced.graph
+    (mine,) = evaluate(graph, [p["out"], p["w"], x])
+    np.testing.assert_allclose(mine, two(p, x), rtol=1e-5, atol=1e-6)
 
 
 def test_a_loop_of_known_length_and_a_known_branch():
