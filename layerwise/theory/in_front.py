@@ -51,8 +51,8 @@ class Passed:
         mean = float(source.mean.mean()) * unit
         self.variances = np.ravel(source.second - source.mean**2) * unit**2
         self.second = mean**2 + float(self.variances.mean())
-        low, high = self.variances.min(), self.variances.max()
-        self.grid = np.unique(np.linspace(low, high, VARIANCES))
+        at = np.linspace(0.0, 1.0, VARIANCES)
+        self.grid = np.unique(np.quantile(self.variances, at, method="nearest"))
         factors, self.chances = source.factors
         self.laws = [
             tuple(
