@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from scipy.special import ndtri
 
-from layerwise.moments.activations import Numeric
+from layerwise.moments.activations import Numeric, two_slopes
 from layerwise.theory import marginal
 from layerwise.theory.state import Field
 from layerwise.theory.unequal import EVEN, SITES, Unequal
@@ -54,6 +54,9 @@ class Passed:
         at = np.linspace(0.0, 1.0, VARIANCES)
         self.grid = np.unique(np.quantile(self.variances, at, method="nearest"))
         factors, self.chances = source.factors
+        if mean == 0.0 and two_slopes(phi) is not None:
+            # One factor on all of x changes no slope, and factors are 1 on average.
+            factors, self.chances = np.ones(1), np.ones(1)
         self.laws = [
             tuple(
                 _Law(phi, slope, mean, math.sqrt(max(v * t, 0.0)), source.shape)

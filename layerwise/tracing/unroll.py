@@ -219,11 +219,11 @@ class _Writer:
 
     def _iteration(self, atom: Atom, cut: _Cut) -> tuple[Atom, _Cut]:
         """Returns what is cut, and how, of one iteration if it is of no other."""
-        turns, made = [], self.producers.get(atom)  # type: ignore[arg-type]
-        while made is not None and made.name == "transpose":
-            turns.insert(0, made)
-            made = self.producers.get(made.inputs[0])  # type: ignore[arg-type]
-        if made is None or made.outputs[0] not in self.stacks:
+        turns, stack = [], atom
+        while (turn := self._transposed(stack)) is not None:
+            turns.insert(0, turn)
+            stack = turn.inputs[0]
+        if not isinstance(stack, int) or stack not in self.stacks:
             return atom, cut
         axis = 0
         for turn in turns:
@@ -231,7 +231,7 @@ class _Writer:
         starts, ends = (list(cut[k]) for k in ("start_indices", "limit_indices"))
         if ends[axis] - starts[axis] != 1:
             return atom, cut
-        piece = made.inputs[starts[axis]]
+        piece = self.producers[stack].inputs[starts[axis]]
         for turn in turns:
             aval = self._aval(piece)
             moved = _transpose_equation(
@@ -240,6 +240,11 @@ class _Writer:
             piece = self._emit(turn, moved, (piece,))
         starts[axis], ends[axis] = 0, 1
         return piece, {"start_indices": tuple(starts), "limit_indices": tuple(ends)}
+
+    def _transposed(self, atom: Atom) -> Equation | None:
+        """Returns the equation that makes a value by transposing another."""
+        made = self.producers.get(atom) if isinstance(atom, int) else None
+        return made if made is not None and made.name == "transpose" else None
 
     def _nested(
         self, body: Graph, operands: Sequence[Atom], iteration: tuple[int, ...]

@@ -320,9 +320,9 @@ def _handed(pool: _Pool, ct: Field, before: Node | None, source: Field | None) -
     got = _scatter(pool, ct, np.ones_like(pool.counts), wins)
     active, times_power, base = pool.alone()
     if before is not None and source is not None:
-        passed = Passed(pool, *cached_float64(before.data), source)
-        active, times_power, base = passed.mean(0), passed.mean(2), passed.second
-        through = _scatter(pool, ct, active, passed.wins)
+        slopes = Passed(pool, *cached_float64(before.data), source)
+        active, times_power, base = slopes.mean(0), slopes.mean(2), slopes.second
+        through = _scatter(pool, ct, active, slopes.wins)
         got = got.replace(through=through.rescaled(got.log_scale).table)
     passed, turn = _share(active, ct), 0.0
     if passed > 0:
