@@ -214,23 +214,26 @@ class _Writer:
     ) -> list[Atom] | None:
         """One iteration cut from what a loop stacked is that iteration's own."""
         cut = {k: e.params[k] for k in ("start_indices", "limit_indices")}
-        piece, own = self._iteration(operands[0], cut)
-        return None if own is cut else [self._emit(e, e.eqn, (piece,), **own)]
+        found = self._iteration(operands[0], cut)
+        if found is None:
+            return None
+        piece, own = found
+        return [self._emit(e, e.eqn, (piece,), **own)]
 
-    def _iteration(self, atom: Atom, cut: _Cut) -> tuple[Atom, _Cut]:
-        """Returns what is cut, and how, of one iteration if it is of no other."""
+    def _iteration(self, atom: Atom, cut: _Cut) -> tuple[Atom, _Cut] | None:
+        """Returns the one iteration that a cut is of, and the cut of it."""
         turns, stack = [], atom
         while (turn := self._transposed(stack)) is not None:
             turns.insert(0, turn)
             stack = turn.inputs[0]
         if not isinstance(stack, int) or stack not in self.stacks:
-            return atom, cut
+            return None
         axis = 0
         for turn in turns:
             axis = turn.params["permutation"].index(axis)
         starts, ends = (list(cut[k]) for k in ("start_indices", "limit_indices"))
         if ends[axis] - starts[axis] != 1:
-            return atom, cut
+            return None
         piece = self.producers[stack].inputs[starts[axis]]
         for turn in turns:
             aval = self._aval(piece)
@@ -305,7 +308,7 @@ class _Writer:
             "start_indices": (i, *(0,) * (len(aval.shape) - 1)),
             "limit_indices": (i + 1, *aval.shape[1:]),
         }
-        atom, where = self._iteration(atom, where)
+        atom, where = self._iteration(atom, where) or (atom, where)
         piece = self._emit(loop, cut, (atom,), **where)
         return self._emit(loop, drop, (piece,))
 
