@@ -8,6 +8,7 @@ more x make the same value of, the slope is that of one of them.
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -51,6 +52,8 @@ class Passed:
         mean = float(source.mean.mean()) * unit
         self.variances = np.ravel(source.second - source.mean**2) * unit**2
         self.second = mean**2 + float(self.variances.mean())
+        at, there, _ = maxima.unequal.entries
+        self.local = (self.variances[at] * there).sum(axis=1) / there.sum(axis=1)
         at = np.linspace(0.0, 1.0, VARIANCES)
         self.grid = np.unique(np.quantile(self.variances, at, method="nearest"))
         factors, self.chances = source.factors
@@ -68,17 +71,18 @@ class Passed:
 
     def mean(self, power: int) -> np.ndarray:
         """Returns E[s^2 x^power] at every output, s the slope where the maximum is."""
-        at, there, _ = self.maxima.unequal.entries
-        local = (self.variances[at] * there).sum(axis=1) / there.sum(axis=1)
         total: np.ndarray | float = 0.0
         for chance, laws in zip(self.chances, self.laws, strict=True):
-            passed = [functools.partial(law.passed, power=power) for law in laws]
-            even = [self.maxima.per_output(f) for f in passed]
-            place = self._place(local).reshape(even[0].shape)
             more = self.maxima.unequal.over_outputs(
                 functools.partial(self._added, laws, power)
             )
-            total = total + chance * (_between(place, even) + more)
+
+            def even(law: _Law) -> np.ndarray:
+                function = functools.partial(law.passed, power=power)
+                return self.maxima.per_output(function)
+
+            place = self._place(self.local).reshape(more.shape)
+            total = total + chance * (_between(place, laws, even) + more)
         return np.maximum(total, 0.0)
 
     @functools.cached_property
@@ -95,7 +99,7 @@ class Passed:
         for output, live in enumerate(unequal.entries[1]):
             for chance, laws in zip(self.chances, self.laws, strict=True):
                 largest, z, place = self.drawn(laws, output)
-                passed = _between(place, [law.passed(z, 0) for law in laws])
+                passed = _between(place, laws, lambda law, z=z: law.passed(z, 0))
                 counted = np.bincount(largest, passed, int(live.sum()))
                 out[output, live] += chance * counted
         total = out.sum(axis=1, keepdims=True)
@@ -111,37 +115,27 @@ class Passed:
         z = self.maxima.unequal.window.draws[:, live]
         place = self._place(self.variances[at[output, live]])
         values = np.empty_like(z)
-        for i, where in enumerate(place):
-            near = [(k, v) for k, v in enumerate(laws) if abs(k - where) < 1]
-            values[:, i] = sum(
-                (1.0 - abs(k - where)) * v.value(z[:, i]) for k, v in near
-            )
+        for i, entry in enumerate(z.T):
+            value = lambda law, entry=entry: law.value(entry)
+            values[:, i] = _between(place[i : i + 1], laws, value)
         largest = np.argmax(values, axis=1)
         own = np.take_along_axis(z, largest[:, None], axis=1)[:, 0]
         return largest, own, place[largest]
 
     def _added(self, laws: tuple["_Law", ...], power: int, output: int) -> float:
         """Returns what unequal variances add to the mean at one output."""
-        at, there, _ = self.maxima.unequal.entries
-        live = there[output]
+        _, there, _ = self.maxima.unequal.entries
         _, z, place = self.drawn(laws, output)
-        top = self.maxima.unequal.window.draws[:, live].max(axis=1)
-        local = self._place(np.mean(self.variances[at[output, live]], keepdims=True))
-        unlike = _between(place, [law.passed(z, power) for law in laws])
-        equal = _between(local, [law.passed(top, power) for law in laws])
+        top = self.maxima.unequal.window.draws[:, there[output]].max(axis=1)
+        local = self._place(self.local[output : output + 1])
+        unlike = _between(place, laws, lambda law: law.passed(z, power))
+        equal = _between(local, laws, lambda law: law.passed(top, power))
         return float(np.mean(unlike - equal))
 
     def _place(self, variance: np.ndarray) -> np.ndarray:
         """Returns where on the grid a variance is."""
         steps = np.arange(len(self.grid), dtype=float)
         return np.asarray(np.interp(variance, self.grid, steps))
-
-
-def _between(at: np.ndarray, values: list[np.ndarray]) -> np.ndarray:
-    """Returns what lies `at` a place, counted along `values`, by straight lines."""
-    return np.asarray(
-        sum(np.maximum(1.0 - np.abs(at - i), 0.0) * v for i, v in enumerate(values))
-    )
 
 
 class _Law:
@@ -167,8 +161,7 @@ class _Law:
             self.squares = np.square(slope(self.x))
 
     def _x(self, z: np.ndarray) -> np.ndarray:
-        z = z if self.shape is None else np.interp(z, marginal.nodes(), self.shape)
-        return self.mean + self.sd * z
+        return marginal.entry(self.shape, self.mean, self.sd, z)
 
     def value(self, z: np.ndarray) -> np.ndarray:
         """Returns phi(x)."""
@@ -182,3 +175,17 @@ class _Law:
             x = self._x(z)
             return np.square(self.slope(x)) * x**power
         return np.interp(z, self.at, self.squares * self.x**power)
+
+
+def _between(
+    at: np.ndarray,
+    laws: Sequence[_Law],
+    function: Callable[[_Law], np.ndarray],
+) -> np.ndarray:
+    """Returns a function of laws `at` places counted along them, by straight lines."""
+    total: np.ndarray | float = 0.0
+    for i, law in enumerate(laws):
+        weight = np.maximum(1.0 - np.abs(at - i), 0.0)
+        if np.any(weight):
+            total = total + weight * function(law)
+    return np.asarray(total)

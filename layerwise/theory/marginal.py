@@ -75,6 +75,11 @@ def entries(law: np.ndarray | None, mean: Any, sd: Any) -> np.ndarray:
     return np.where(np.abs(x) > near, x, 0.0)
 
 
+def entry(law: np.ndarray | None, mean: float, sd: float, z: np.ndarray) -> np.ndarray:
+    """Returns x at any z, of a marginal law."""
+    return mean + sd * (z if law is None else np.interp(z, nodes(), law))
+
+
 def of_samples(values: np.ndarray) -> np.ndarray | None:
     """Returns the marginal law of drawn values; None if all are equal."""
     ordered = np.sort(values)

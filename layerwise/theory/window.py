@@ -75,9 +75,7 @@ class Window:
 
     def law(self, z: np.ndarray) -> np.ndarray:
         """The entry whose normal is z."""
-        if self.shape is None:
-            return self.mean + self.sd * z
-        return self.mean + self.sd * np.interp(z, marginal.nodes(), self.shape)
+        return marginal.entry(self.shape, self.mean, self.sd, z)
 
     @functools.cached_property
     def draws(self) -> np.ndarray:
