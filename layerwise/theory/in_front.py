@@ -17,7 +17,7 @@ from scipy.special import ndtri
 from layerwise.moments.activations import Numeric, two_slopes
 from layerwise.theory import marginal
 from layerwise.theory.state import Field
-from layerwise.theory.unequal import EVEN, SITES, Unequal
+from layerwise.theory.unequal import SITES, Unequal
 
 
 VARIANCES = 8
@@ -52,7 +52,7 @@ class Passed:
         mean = float(source.mean.mean()) * unit
         self.variances = np.ravel(source.second - source.mean**2) * unit**2
         self.second = mean**2 + float(self.variances.mean())
-        at, there, _ = maxima.unequal.entries
+        at, there = maxima.unequal.entries
         self.local = (self.variances[at] * there).sum(axis=1) / there.sum(axis=1)
         at = np.linspace(0.0, 1.0, VARIANCES)
         self.grid = np.unique(np.quantile(self.variances, at, method="nearest"))
@@ -103,16 +103,16 @@ class Passed:
                 counted = np.bincount(largest, passed, int(live.sum()))
                 out[output, live] += chance * counted
         total = out.sum(axis=1, keepdims=True)
-        uneven = (unequal.uneven[:, None] >= EVEN) & (total > 0)
-        return np.where(uneven, out / np.where(total > 0, total, 1.0), unequal.wins)
+        told = (unequal.unlike[:, None]) & (total > 0)
+        return np.where(told, out / np.where(total > 0, total, 1.0), unequal.wins)
 
     def _drawn(
         self, laws: tuple["_Law", ...], output: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns which entry is the maximum, its z, and its variance's place."""
-        at, there, _ = self.maxima.unequal.entries
+        at, there = self.maxima.unequal.entries
         live = there[output]
-        z = self.maxima.unequal.window.draws[:, live]
+        z = self.maxima.unequal.normals(output)
         place = self._place(self.variances[at[output, live]])
         values = np.empty_like(z)
         for i, entry in enumerate(z.T):
@@ -124,7 +124,7 @@ class Passed:
 
     def _added(self, laws: tuple["_Law", ...], power: int, output: int) -> float:
         """Returns what unequal variances add to the mean at one output."""
-        _, there, _ = self.maxima.unequal.entries
+        _, there = self.maxima.unequal.entries
         _, z, place = self.drawn(laws, output)
         top = self.maxima.unequal.window.draws[:, there[output]].max(axis=1)
         local = self._place(self.local[output : output + 1])

@@ -62,17 +62,21 @@ def entries(law: np.ndarray | None, mean: Any, sd: Any) -> np.ndarray:
 
     ReLU makes many zeros, and its slope there is not the one beside: what rounding
     leaves of a zero is zero, and so is a flat end of a law that averages over positions
-    and networks have moved to within `NEAR_ZERO` of the root mean square.
+    and networks have moved to within `NEAR_ZERO` of the root mean square; what lies
+    beyond that end is on its own side of zero still.
     """
     mean, sd = np.asarray(mean)[..., None], np.asarray(sd)[..., None]
     if law is None:
         return np.asarray(mean + sd * nodes())
-    x, near = mean + sd * law, ROUNDING * (np.abs(mean) + sd)
-    for end in (law[0], law[-1]):
+    x, rounding = mean + sd * law, ROUNDING * (np.abs(mean) + sd)
+    zero = np.abs(x) <= rounding
+    for end, side in ((law[0], 1.0), (law[-1], -1.0)):
         flat = law == end
         if weights()[flat].sum() > FLAT:
-            near = np.where(flat, NEAR_ZERO * np.hypot(mean, sd), near)
-    return np.where(np.abs(x) > near, x, 0.0)
+            moved = np.abs(mean + sd * end) <= NEAR_ZERO * np.hypot(mean, sd)
+            zero = zero | (moved & flat)
+            x = np.where(moved, side * np.maximum(side * x, 2 * rounding), x)
+    return np.where(zero, 0.0, x)
 
 
 def entry(law: np.ndarray | None, mean: float, sd: float, z: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ the independent window. Exact for independent entries; error near 0.5 % otherwis
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -39,6 +40,11 @@ def root(covariance: np.ndarray) -> np.ndarray:
     """Returns a symmetric square root, negative eigenvalues (rounding) set to zero."""
     values, vectors = np.linalg.eigh(covariance)
     return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+
+
+def drawn(covariance: np.ndarray, dimension: int) -> np.ndarray:
+    """Returns ``(POINTS, entry)`` normals; more of the `dimension` are of no use."""
+    return normals(dimension)[:, : len(covariance)] @ root(covariance)
 
 
 class Window:
@@ -77,10 +83,19 @@ class Window:
         """The entry whose normal is z."""
         return marginal.entry(self.shape, self.mean, self.sd, z)
 
+    def standard(self, z: np.ndarray) -> np.ndarray:
+        """The same of mean 0 and deviation 1."""
+        return marginal.entry(self.shape, 0.0, 1.0, z)
+
+    @property
+    def unit(self) -> float:
+        """Root mean square of an entry."""
+        return math.hypot(self.mean, self.sd)
+
     @functools.cached_property
     def draws(self) -> np.ndarray:
         """``(POINTS, count)``: normals of the window."""
-        return normals(2 * self.count)[:, : self.count] @ root(self.within)
+        return drawn(self.within, 2 * self.count)
 
     def expect(
         self, function: Callable[[np.ndarray], np.ndarray], keep: np.ndarray

@@ -392,6 +392,21 @@ FOUND = {
     "a maximum of sines of a gate on photographs": Architecture(
         ("gate",), "sin", 24, head="max", inputs="photo", size=5
     ),
+    # A sigmoid's mean hardly differs where its deviation does, and one position of the
+    # map has little to do with all others.
+    "a maximum of sigmoids": Architecture(
+        ("twins", "glu", "patches", "transposed", "post", "even"),
+        act="sigmoid",
+        width=16,
+        head="max",
+        inputs="positive",
+        size=5,
+        rank=1,
+    ),
+    # A sum of two that ReLU made is zero where both are, and passes nothing on there.
+    "sums of what is rectified, rectified": Architecture(
+        ("activated_twice",), width=12, head="first", size=4, rank=1
+    ),
 }
 
 

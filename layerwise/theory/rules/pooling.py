@@ -96,9 +96,27 @@ class _Pool:
             sd,
             field.shape,
         )
-        # In `sitewise` alike, as in the table that it refines.
-        sizes = np.ones_like(field.second) if ctx.white else field.second
-        self.unequal = Unequal(self.window, sizes, axes)
+        own, pairs = (field.mean, field.second), self.pairs
+        if ctx.white:  # alike, as in the table that `sitewise` refines
+            ones = np.ones_like(field.second)
+            own, pairs = (ones * mean / self.window.unit, ones), None
+        elif not lagging.is_complete(field.lags, field.sizes):
+            pairs = None
+        self.unequal = Unequal(self.window, *own, axes, pairs)
+
+    def pairs(self, one: np.ndarray, other: np.ndarray, which: int) -> np.ndarray:
+        """Returns the correlations of the normals at places of the map."""
+        first = np.unravel_index(one, self.field.sizes)
+        second = np.unravel_index(other, self.field.sizes)
+        lag = tuple(
+            q[None, :] - p[:, None] + n - 1
+            for p, q, n in zip(first, second, self.field.sizes, strict=True)
+        )
+        at = tuple(p[:, None] for p in first)
+        found = self.rho[(which, *lag, *at)]
+        if which == 0:
+            found = np.where(one[:, None] == other, 1.0, found)
+        return found
 
     @functools.cached_property
     def averages(self) -> np.ndarray:
@@ -163,20 +181,17 @@ class _Pool:
     def forward(self) -> Field:
         law = self.window.law
         first, squared = self.unequal.more(1), self.unequal.more(2)
-        second_factor = (self.per_output(lambda z: law(z) ** 2) + squared) / self.base
-        mean_factor = (self.per_output(law) + first) / math.sqrt(self.base)
+        second_factor = self.per_output(lambda z: law(z) ** 2) / self.base + squared
+        mean_factor = self.per_output(law) / math.sqrt(self.base) + first
         local = lagging.along(self.field.second, self.reach) / self.counts
         second, root = second_factor * local, np.sqrt(local)
         mean = mean_factor * root
         lags = tuple(lagging.lag_values(a.n_outputs, self.ctx.level) for a in self.axes)
-        covariance = self._covariances(lags)
-        # Border windows: covariances in proportion to their standard deviations.
-        spread = np.sqrt(np.maximum(second - mean**2, 0.0))
-        full = np.array([True] * self.window.count)
-        typical = self.window.expect(lambda z: law(z) ** 2, full)
-        typical -= self.window.expect(law, full) ** 2
-        lead = covariance.reshape(covariance.shape + (1,) * len(lags))
-        table = lead / max(typical, 1e-300) * spread * lagging.shifted(spread, lags)
+        if self.unequal.pairs is None:
+            spread = np.sqrt(np.maximum(second - mean**2, 0.0))
+            table = self._by_lag(lags) * spread * lagging.shifted(spread, lags)
+        else:
+            table = self._by_pair(lags) * root * lagging.shifted(root, lags)
         table = table + mean * lagging.shifted(mean, lags)
         table = table * lagging.inside(lags, second.shape)
         table[(0, *lagging.zero(lags))] = second
@@ -189,6 +204,32 @@ class _Pool:
             for a, held in enumerate(self.field.lags):
                 spread = fluctuation.mapped(spread, held, a, self.reach[a], lags[a])
         return Field(mean, table, lags, self.field.log_scale, shape, spread=spread)
+
+    def _by_pair(self, lags: tuple[tuple[int, ...], ...]) -> np.ndarray:
+        """``(class, *lags, *outputs)``: covariances of maxima, in units of windows."""
+        sizes = tuple(a.n_outputs for a in self.axes)
+        table = np.zeros((len(self.field.table), *map(len, lags), *sizes))
+        for which in range(len(table)):
+            covariance = self.unequal.covariances(which)
+            for i, j in np.ndindex(covariance.shape):
+                one, other = (np.unravel_index(k, sizes) for k in (i, j))
+                lag = [q - p for p, q in zip(one, other, strict=True)]
+                if all(v in held for v, held in zip(lag, lags, strict=True)):
+                    at = [held.index(v) for v, held in zip(lag, lags, strict=True)]
+                    table[(which, *at, *one)] = covariance[i, j]
+        return table
+
+    def _by_lag(self, lags: tuple[tuple[int, ...], ...]) -> np.ndarray:
+        """``(class, *lags, 1...)``: correlations of maxima, as on average over the map.
+
+        Those of windows at the border as well.
+        """
+        covariance = self._covariances(lags)
+        full = np.array([True] * self.window.count)
+        typical = self.window.expect(lambda z: self.window.law(z) ** 2, full)
+        typical -= self.window.expect(self.window.law, full) ** 2
+        lead = covariance.reshape(covariance.shape + (1,) * len(lags))
+        return lead / max(typical, 1e-300)
 
     def _covariances(self, lags: tuple[tuple[int, ...], ...]) -> np.ndarray:
         """``(class, *lags)``: covariance of two windows' maxima."""
