@@ -92,6 +92,7 @@ class RuleContext:
         white: Whether inputs are taken for independent zero-mean entries.
         producer: Value -> the node that makes it.
         state_of: Value -> its moments.
+        group: Which group of examples this is, and of how many.
         single_back: Whether pairs of cotangents at the operands are not needed.
         joint: Whether moments of cotangents together with values are (`Field.joint`).
     """
@@ -105,6 +106,7 @@ class RuleContext:
     white: bool
     producer: Callable[[int], Node | None]
     state_of: Callable[[int], State]
+    group: tuple[int, int] = (0, 1)
     single_back: bool = False
     joint: bool = True
 

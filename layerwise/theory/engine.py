@@ -61,6 +61,7 @@ class Engine:
             weight operations as it gets there: nothing behind may be sampled before.
         budget: Table entries in all, above which fewer lags are held.
         arrays: What no weight has touched, in place of what the inputs make of it.
+        group: Which group of examples that is, and of how many.
         within: How far to go by rules at most.
         progress: Called with (nodes done, nodes in all) over both sweeps.
     """
@@ -77,6 +78,7 @@ class Engine:
         scaled: Direction | None = None,
         budget: float = DENSE_BUDGET,
         arrays: Mapping[int, np.ndarray] | None = None,
+        group: tuple[int, int] = (0, 1),
         within: Reach = EVERYTHING,
         progress: Callable[[int, int], None] | None = None,
     ):
@@ -110,6 +112,7 @@ class Engine:
             white=independent,
             producer=self.makers.get,
             state_of=self.state_of,
+            group=group,
         )
 
         def constant(value: int) -> np.ndarray | None:

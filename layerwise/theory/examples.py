@@ -74,7 +74,13 @@ def run(
 
     def engines(arrays: Sequence[Arrays]) -> list[Engine]:
         made = [
-            make(arrays=x, budget=DENSE_BUDGET / len(parts), draws=0) for x in arrays
+            make(
+                arrays=x,
+                budget=DENSE_BUDGET / len(parts),
+                draws=0,
+                group=(i, len(parts)),
+            )
+            for i, x in enumerate(arrays)
         ]
         sweep(made)
         return made

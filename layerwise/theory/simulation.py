@@ -27,9 +27,11 @@ from layerwise.tracing.graph import evaluate
 
 
 WORK = 3e8
-"""Multiplications in the products of a block, all repetitions together."""
+"""Multiplications in the products of a block, all repetitions and groups together."""
 ENTRIES = 2e6
 """Entries drawn of a signal, of what it is a projection of, or of its weights."""
+SEEDS = 10_000
+"""Seeds that one group of examples may use; each has its own."""
 FEWEST, MOST = 4, 2048
 """Repetitions of the batch."""
 
@@ -83,7 +85,8 @@ def backward(
     given = cotangent.average().normalized()
     scale = given.log_scale
     shape = ctx.shape(block.output)
-    seeds = Drawer(ctx, repeats, first=1000).cotangent(
+    first = SEEDS * ctx.group[0] + 1000
+    seeds = Drawer(ctx, repeats, first).cotangent(
         dataclasses.replace(cotangent, parts=((cotangent.channels, given),)), shape
     )
     _, pull = _compiled(block)
@@ -127,7 +130,7 @@ def _repeats(ctx: RuleContext, block: Block) -> int:
             channels = ctx.state_of(source).channels
             sizes.append(math.prod(ctx.shape(source)))
             sizes.append(channels * ctx.state_of(v).channels)
-    repeats = min(WORK / work, ENTRIES / max(sizes))
+    repeats = min(WORK / work, ENTRIES / max(sizes)) / ctx.group[1]
     return int(np.clip(repeats, FEWEST, MOST))
 
 
@@ -202,7 +205,7 @@ def _draw_all(
     ctx: RuleContext, block: Block, states: Sequence[State], repeats: int
 ) -> list[jax.Array]:
     """Returns draws of the block's inputs, ``(repeat, *shape)`` each."""
-    drawer = Drawer(ctx, repeats)
+    drawer = Drawer(ctx, repeats, SEEDS * ctx.group[0])
     return [
         jnp.asarray(drawer.signal(v, state), block.graph.avals[v].dtype)
         for v, state in zip(block.inputs, states, strict=True)
@@ -220,6 +223,7 @@ def _moments(
     groups = groups[: len(groups) // 4 * 4].reshape(4, -1).mean(axis=1)
     mean = groups.mean()
     error = groups.std(ddof=1) / 2 / mean if mean > 0 else 0.0
+    error /= math.sqrt(ctx.group[1])  # of the mean over all groups
     flat = x.reshape(*x.shape[:-2], -1)
     (_, field) = data.of_array(ctx, flat).parts[0]
     return field.replace(spread=0.0), float(error)

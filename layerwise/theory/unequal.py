@@ -69,7 +69,7 @@ class Unequal:
 
     @functools.cached_property
     def sizes(self) -> tuple[np.ndarray, np.ndarray]:
-        """``(output, entry)``: means and deviations, in root mean squares of windows."""
+        """``(output, entry)``: means, deviations, in root mean squares of a window."""
         at, there = self.entries
         second = np.where(there, self.second.ravel()[at], 0.0)
         mean = np.where(there, self.mean.ravel()[at], 0.0)

@@ -403,6 +403,11 @@ FOUND = {
         size=5,
         rank=1,
     ),
+    # A unit is one of those that make what it is multiplied by; and an example that is
+    # zero has slopes at zero behind the product too.
+    "a gate by one of those that make the value": Architecture(
+        ("gate_with:3",), "leaky", head="flat", inputs="sparse", size=3, rank=0
+    ),
     # A sum of two that ReLU made is zero where both are, and passes nothing on there.
     "sums of what is rectified, rectified": Architecture(
         ("activated_twice",), width=12, head="first", size=4, rank=1

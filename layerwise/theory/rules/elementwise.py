@@ -121,8 +121,8 @@ class Pointwise:
                 )
             else:
                 run = _run(f, slopes)
-                # What has two slopes needs no scale.
-                centred = f.is_centred_normal
+                # What has two slopes needs no scale, but at zero.
+                centred = f.is_centred_normal and np.any(f.second)
                 x = marginal.nodes() if slopes and centred else run.typical()
                 given = ct.profile
                 if given is not None:

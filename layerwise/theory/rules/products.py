@@ -7,7 +7,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from layerwise.theory import data, lags as lagging, marginal, profile as profiles
+from layerwise.moments.activations import Numeric, cached_float64
+from layerwise.theory import (
+    data,
+    fluctuation,
+    lags as lagging,
+    marginal,
+    profile as profiles,
+)
 from layerwise.theory.context import Node, RuleContext, WeightMoments
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.rules.elementwise import (
@@ -18,6 +25,7 @@ from layerwise.theory.rules.elementwise import (
 from layerwise.theory.rules.parameters import parameter, variation
 from layerwise.theory.settled import UNSETTLED
 from layerwise.theory.state import Field, Grade, State, common
+from layerwise.tracing import primitives
 
 
 def scale_parts(state: State, array: np.ndarray, gains: Field) -> State:
@@ -149,7 +157,9 @@ class Multiply:
         a, b = states
         if a.roots & b.roots or a.axes != b.axes:
             raise NoSoundRule("a product of functions of the same signal")
-        parts = tuple((n, _product(f, g, _together(a, b))) for n, f, g in aligned(a, b))
+        own = _of_own_unit(ctx, node)
+        together = _together(a, b) + own
+        parts = tuple((n, _product(f, g, together)) for n, f, g in aligned(a, b))
         return State(
             a.axes,
             parts,
@@ -157,7 +167,7 @@ class Multiply:
             worst(a.grade, b.grade, Grade.APPROXIMATE),
             a.sources | b.sources,
             a.roots | b.roots,
-            tolerance=a.tolerance + b.tolerance + PRODUCT + _together(a, b) / 2,
+            tolerance=a.tolerance + b.tolerance + PRODUCT + (together + abs(own)) / 2,
             pair_tolerance=a.pair_tolerance + b.pair_tolerance,
         )
 
@@ -260,6 +270,51 @@ def _together(a: State, b: State) -> float:
         max(f.own_spread for _, f in b.parts)
     )
     return float(np.log1p(covariance))
+
+
+def _of_own_unit(ctx: RuleContext, node: Node) -> float:
+    """Returns what a value gains times what weights make of it, as a logarithm.
+
+    Of the units that the weights read, one is that which is multiplied: where it is
+    large, so is what they make.
+    """
+    for made, beside in (node.inputs, node.inputs[::-1]):
+        by = ctx.producer(made)
+        if by is None or by.name not in primitives.WEIGHT_OPERATIONS:
+            continue
+        if (
+            len(by.inputs) != 1
+            or by.equations[0].params.get("feature_group_count", 1) > 1
+        ):
+            continue
+        (read, phi), (value, gate) = (
+            _function(ctx, by.inputs[0]),
+            _function(ctx, beside),
+        )
+        state = ctx.state_of(read)
+        if read != value or state.channels != ctx.state_of(made).channels:
+            continue
+        field, w = state.average(), marginal.weights()
+        with np.errstate(over="ignore", under="ignore"):
+            x = profiles.entries(field) * np.exp(0.5 * field.log_scale)
+        first, second = np.square(phi(x)), np.square(gate(x))
+        apart = float((w @ first) * (w @ second))
+        if not 0.0 < apart < np.inf:
+            continue
+        gain = float(w @ (first * second)) / apart - 1.0
+        if by.name == "conv_general_dilated":
+            near = lagging.nearest(field.lags)
+            gain *= float(np.mean(fluctuation.correlation_of_squares(field)[near]))
+        return float(np.log1p(gain / state.channels))
+    return 0.0
+
+
+def _function(ctx: RuleContext, value: int) -> tuple[int, Numeric]:
+    """Returns the value that a value is a scalar function of, and which."""
+    by = ctx.producer(value)
+    if by is None or by.name != "pointwise":
+        return value, lambda x: x
+    return by.inputs[0], cached_float64(by.data)[0]
 
 
 def _product(f: Field, g: Field, together: float = 0.0) -> Field:
