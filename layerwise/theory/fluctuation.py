@@ -277,11 +277,12 @@ def pulled_through(
     noise = response.local / channels
     noise += (response.power - response.local) / state.channels
     noise *= 1.0 - _settled(state)
-    return Response(
+    found = Response(
         power=response.power * _over_taps(relative, field, axes),
         alignment=bent + aligned,
         unit=noise * _over_taps(squared, field, axes) + alone,
-    ), alone
+    )
+    return found.scaled(1.0 / (1.0 + max(alone, 0.0))), added(alone)
 
 
 def _seen(
@@ -397,6 +398,14 @@ def of_batch(squares: np.ndarray, lags: Sequence[tuple[int, ...]]) -> np.ndarray
     known = apart > 0
     ratio = np.divide(together, np.where(known, apart, 1.0))
     return np.where(known, np.maximum(ratio - 1.0, 0.0), 0.0)
+
+
+def added(share: float) -> float:
+    """Returns the logarithm of a sum with what is this share of its first term.
+
+    Where it takes away, at least as much is left as without the second order.
+    """
+    return float(np.log1p(share)) if share > 0.0 else share
 
 
 def checked(gain: float) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from layerwise.moments import dual
 from layerwise.moments.activations import Numeric
 from layerwise.theory import lags as lagging, marginal
-from layerwise.theory.fluctuation import checked
+from layerwise.theory.fluctuation import added, checked
 from layerwise.theory.response import Response
 from layerwise.theory.state import Field
 
@@ -90,7 +90,7 @@ def smooth(
     local = run.local(phi, slope)
     variance = float(np.log1p(run.field.own_spread))
     gain = after.power * local.growth * local.gradient_growth * variance
-    gain += after.unit * (local.together - 1.0)
+    gain += added(after.unit * (local.together - 1.0))
     checked(gain)
     # Positive as they should be, beyond the first order too.
     whole = np.exp(-np.clip(gain, -1.0, 1.0))
@@ -121,7 +121,7 @@ def two_slopes(
     gain, level = 0.0, 0.0
     if after.unit or after.alignment:
         local = run.local(phi, slope)
-        gain = after.unit * (local.together - 1.0)
+        gain = added(after.unit * (local.together - 1.0))
         level = after.alignment * local.raising
     checked(gain)
     response = dataclasses.replace(after, bend=bend, curl=curl, unit=0.0, level=level)
