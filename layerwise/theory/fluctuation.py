@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtr, ndtri
 
 from layerwise.theory import lags as lagging, marginal
 from layerwise.theory.registry import NoSoundRule
@@ -171,7 +172,8 @@ def beside_own_branch(
 def emptiness(state: State, axes: Sequence[Axis], channels: int) -> float:
     """Returns the probability that all that an output reads is zero.
 
-    Of as many independent entries as the correlation between its taps leaves.
+    Channels are independent; the positions under one output are equally correlated
+    normal values that are zero below one threshold.
 
     Args:
         state: What is contracted.
@@ -187,8 +189,18 @@ def emptiness(state: State, axes: Sequence[Axis], channels: int) -> float:
     before = field.empty if not field.rank else 0.0
     if max(before, none**channels) <= HARDLY:
         return 0.0
-    alike = _over_taps(field.correlations[0], field, axes)
-    found = before + (1.0 - before) * none ** (channels / max(alike, 1e-3))
+    reached = [a.reach.sum(axis=1) for a in axes]
+    taps = np.asarray(functools.reduce(np.multiply.outer, reached, 1.0))
+    counts, often = np.unique(taps[taps > 0], return_counts=True)
+    mean = float(counts @ often) / float(often.sum())
+    alike = mean * _over_taps(field.correlations[2], field, axes)
+    alike = np.clip((alike - 1.0) / (mean - 1.0), 0.0, 0.99) if mean > 1.0 else 0.0
+    if field.shape is not None:
+        alike = float(marginal.latent(field.shape, np.asarray(alike)))
+    apart = ndtri(none) - np.sqrt(alike) * marginal.nodes()
+    single = ndtr(apart / np.sqrt(1.0 - alike))
+    together = np.array([w @ single**k for k in counts]) ** channels
+    found = before + (1.0 - before) * float(together @ often) / float(often.sum())
     return found if found > HARDLY else 0.0
 
 
