@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import layerwise as lw
 from layerwise.theory import marginal
 from layerwise.theory.predict import predict
 from layerwise.theory.rules import normalization
-from tests.theory.architectures import draw, example
+from tests.theory.architectures import Architecture, draw, example, inputs
 from tests.theory.ensemble import measure, misses
 from tests.theory.operations import Random
 
@@ -98,3 +99,23 @@ def test_examples_that_differ_at_one_place(key):
     prediction = predict(Places(), None, x, draws=0)
     drawn = measure(prediction, lambda k: Places().init(k, x), x, draws=1024)
     assert not misses(prediction, drawn)
+
+
+def test_what_batch_normalization_of_photographs_states_of_a_mean(key):
+    """Examples have kernels of their own; what the average misses is stated."""
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.BatchNorm(use_running_average=False)(nn.Conv(32, (3, 3))(x))
+            x = nn.Conv(32, (3, 3))(nn.relu(x))
+            x = nn.BatchNorm(use_running_average=False)(x)
+            return nn.Dense(8)(x.mean((1, 2)))
+
+    x = inputs(Architecture((), inputs="photo", size=12, batch=4))
+    prediction = lw.predict(Model(), None, x, draws=0)
+    measured = lw.measure(Model(), None, x, draws=256, key=key)
+    at = prediction.find("u", 3)
+    samples = np.log(measured.second_moment("forward")[:, at].mean())
+    error = prediction.log_second["forward"][at] - samples
+    assert 0.3 < error < prediction.tolerance["forward"][at]

@@ -168,12 +168,14 @@ class Normalize:
         found: Normalization = node.data
         extent = _extent(ctx, node, state)
         fields = _sets(found, extent, state)
-        parts, own, off = [], 0.0, 0.0
+        parts, own, off, batch = [], 0.0, 0.0, 0.0
         for n, f in fields:
             stats = _statistics(ctx, found, extent, f)
             _check(stats)
             own = max(own, 3.0 / stats.freedom)
-            if not extent.positions:
+            if extent.examples > 1:
+                batch = max(batch, UNLIKE_BATCH * f.own_spread)
+            elif not extent.positions:
                 _check_filled(f)
                 own = max(own, 3.0 / stats.freedom + UNLIKE * f.own_spread)
             off = max(off, VANISHING * f.own_spread**2)
@@ -185,7 +187,7 @@ class Normalize:
             mean_grade=worst(state.mean_grade, Grade.APPROXIMATE),
             terms=(),
             tolerance=FORWARD + off,
-            pair_tolerance=state.pair_tolerance + own,
+            pair_tolerance=max(state.pair_tolerance, batch) + own,
         )
 
     @staticmethod
@@ -232,6 +234,8 @@ FORWARD, BACKWARD = 0.01, 0.03
 """Stated errors with many degrees of freedom."""
 UNLIKE = 0.5
 """Per spread: pairs of positions normalized one by one, where examples differ."""
+UNLIKE_BATCH = 1.0
+"""The same: pairs of a batch whose examples have kernels that are not the average."""
 UNLIKE_SETS = 0.25
 """Per spread, backward: sets of several positions."""
 VANISHING = 0.05
