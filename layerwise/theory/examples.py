@@ -5,7 +5,8 @@ not have its average at the average of its operand. The rules correct for what d
 between examples to lowest order, and state the rest as their error. Where that is too
 much, the batch is cut into groups, down to single examples; each has an engine of its
 own, and what is wanted are the averages over all of them. Exact where nothing mixes
-examples: the second moment of a batch is the average of its examples'.
+examples: the second moment of a batch is the average of its examples'. Where batch
+normalization mixes them and one is zero, rules go no farther than the first activation.
 """
 
 import math
@@ -14,13 +15,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from layerwise.moments.activations import cached_float64, two_slopes
+from layerwise.theory.context import Node
 from layerwise.theory.engine import Engine
+from layerwise.theory.reach import Reach
 from layerwise.theory.resolution import DENSE_BUDGET, is_curved
 from layerwise.theory.state import Field, Grade, State
 
 
 TOO_MUCH = 0.1
 """Stated error of a logarithm above which examples are told apart."""
+TOGETHER = "an example that is zero, in a batch that is normalized together"
 MOST = 8
 """Groups of examples, at most."""
 Arrays = dict[int, np.ndarray]
@@ -68,6 +73,11 @@ def run(
     """
     whole = make(**options)
     sweep([whole])
+    if whole.ctx.classes > 1 and _some_are_zero(whole):
+        first = next((n.output for n in whole.nodes if _bends(n)), None)
+        if first is not None:
+            whole = make(**options, within=Reach(forward=first, why=TOGETHER))
+            sweep([whole])
     parts = _groups(whole)
     if not parts:
         return whole, [whole]
@@ -164,6 +174,14 @@ def _some_are_zero(engine: Engine) -> bool:
     return any(
         f.powers is not None and np.any(f.powers == 0.0) for f in _behind_data(engine)
     )
+
+
+def _bends(node: Node) -> bool:
+    """Whether a node is a scalar function that is not linear."""
+    if node.name != "pointwise":
+        return False
+    slopes = two_slopes(cached_float64(node.data)[0])
+    return slopes is None or slopes[0] != slopes[1]
 
 
 def _behind_data(engine: Engine) -> list[Field]:

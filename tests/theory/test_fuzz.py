@@ -408,6 +408,15 @@ FOUND = {
     "a gate by one of those that make the value": Architecture(
         ("gate_with:3",), "leaky", head="flat", inputs="sparse", size=3, rank=0
     ),
+    # Slopes of an example that is zero are those at zero, and a batch has one average.
+    "a batch with an example that is zero": Architecture(
+        ("twins", "activated", "scan", "batch_norm"),
+        act="selu",
+        width=24,
+        head="flat",
+        inputs="sparse",
+        size=3,
+    ),
     # A sum of two that ReLU made is zero where both are, and passes nothing on there.
     "sums of what is rectified, rectified": Architecture(
         ("activated_twice",), width=12, head="first", size=4, rank=1
