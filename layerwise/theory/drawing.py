@@ -29,8 +29,6 @@ from layerwise.theory.state import Field, State, inverse
 
 LONGEST = 1024
 """Positions whose kernel is factorized."""
-SAME = 1e-6
-"""Relative difference of kernels up to which two examples are the same."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,7 +36,7 @@ class _Tokens:
     """Draws of what signals are projections of.
 
     Attributes:
-        draws: ``(pair, repeat, example, channel)``; one example where all are the same.
+        draws: ``(pair, repeat, example, channel)``.
         kernel: ``(pair, pair)``: its mean second moments.
     """
 
@@ -102,23 +100,18 @@ class Drawer:
         return mean + sd * drawn
 
     def _jointly(self, kernels: np.ndarray, width: int) -> np.ndarray:
-        """``(pair, repeat, example, channel)`` normal draws of these covariances.
-
-        One example, where all are the same.
-        """
+        """``(pair, repeat, example, channel)`` normal draws of these covariances."""
         batch, count = self.ctx.batch, len(kernels[0])
-        drawn: np.ndarray | float = 0.0
-        apart = kernels[0]
-        if len(kernels) > 1:
-            shared = self._independent(count, self.repeats * width)
-            shared = shared.reshape(count, self.repeats, 1, width)
-            drawn = np.tensordot(_root(kernels[1]), shared, 1)
-            apart = kernels[0] - kernels[1]
-            if np.abs(apart).max() <= SAME * np.abs(kernels[0]).max():
-                return drawn
         own = self._independent(count, self.repeats * batch * width)
         own = own.reshape(count, self.repeats, batch, width)
-        return np.asarray(drawn + np.tensordot(_root(apart), own, 1))
+        if len(kernels) == 1:
+            drawn = np.tensordot(_root(kernels[0]), own, 1)
+        else:
+            shared = self._independent(count, self.repeats * width)
+            shared = shared.reshape(count, self.repeats, 1, width)
+            drawn = np.tensordot(_root(kernels[0] - kernels[1]), own, 1)
+            drawn = drawn + np.tensordot(_root(kernels[1]), shared, 1)
+        return drawn
 
     def _independent(self, rows: int, columns: int) -> np.ndarray:
         return _independent(next(self.seeds), rows, columns)
@@ -137,8 +130,6 @@ class Drawer:
             order = [a for r in "sbc" for a, x in enumerate(state.axes) if x == r]
             batch = array.shape[state.axes.index("b")]
             draws = array.transpose(order).reshape(-1, 1, batch, state.channels)
-            if np.all(draws == draws[:, :, :1]):
-                draws = draws[:, :, :1]
             draws = np.broadcast_to(draws, (len(draws), self.repeats, *draws.shape[2:]))
             flat = draws[:, 0].reshape(len(draws), -1)
             return _Tokens(draws, flat @ flat.T / flat.shape[1])
@@ -148,7 +139,7 @@ class Drawer:
         centred = normalizes(self.ctx, source)
         kernel = kernels[0] + np.outer(mean, mean)
         if centred is None:
-            draws = draws * np.sqrt(self._factors(field, draws.shape[2]))
+            draws = draws * np.sqrt(self._factors(field))
         else:
             draws = draws - centred * draws.mean(axis=-1, keepdims=True)
             power = np.square(draws).mean(axis=-1, keepdims=True)
@@ -156,7 +147,7 @@ class Drawer:
             draws = draws * np.sqrt(wanted / np.maximum(power, 1e-30))
         return _Tokens(draws.astype(np.float32), kernel)
 
-    def _factors(self, field: Field, examples: int) -> np.ndarray:
+    def _factors(self, field: Field) -> np.ndarray:
         """``(pair, repeat, example, 1)``: second moments of one network and example."""
         count = math.prod(field.sizes)
         flat = np.ones(field.sizes)
@@ -164,8 +155,8 @@ class Drawer:
         log = np.log1p(np.maximum(_pairs(field, spread), 0.0))
         if not log.any():
             return np.ones((count, 1, 1, 1))
-        z = self._independent(count, self.repeats * examples)
-        z = (_root(log) @ z).reshape(count, self.repeats, examples, 1)
+        z = self._independent(count, self.repeats * self.ctx.batch)
+        z = (_root(log) @ z).reshape(count, self.repeats, self.ctx.batch, 1)
         return np.exp(z - 0.5 * np.diagonal(log)[:, None, None, None])
 
     def _projection(self, tokens: _Tokens, field: Field, width: int) -> np.ndarray:
@@ -201,9 +192,7 @@ class Drawer:
         if roles.count("b") != 1:
             raise NoSoundRule("an attention of signals without examples")
         channels = [n for n, r in zip(shape, roles, strict=True) if r == "c"]
-        batch = self.ctx.batch
-        drawn = np.broadcast_to(drawn, (*drawn.shape[:2], batch, *drawn.shape[3:]))
-        drawn = drawn.reshape(*field.sizes, self.repeats, batch, *channels)
+        drawn = drawn.reshape(*field.sizes, self.repeats, self.ctx.batch, *channels)
         places = {"s": 0, "b": field.rank + 1, "c": field.rank + 2}
         order = [field.rank]
         for r in roles:

@@ -103,7 +103,7 @@ class Passed:
                 counted = np.bincount(largest, passed, int(live.sum()))
                 out[output, live] += chance * counted
         total = out.sum(axis=1, keepdims=True)
-        told = (unequal.unlike[:, None]) & (total > 0)
+        told = unequal.unlike[:, None] & (total > 0)
         return np.where(told, out / np.where(total > 0, total, 1.0), unequal.wins)
 
     def _drawn(

@@ -282,15 +282,11 @@ def _of_own_unit(ctx: RuleContext, node: Node) -> float:
         by = ctx.producer(made)
         if by is None or by.name not in primitives.WEIGHT_OPERATIONS:
             continue
-        if (
-            len(by.inputs) != 1
-            or by.equations[0].params.get("feature_group_count", 1) > 1
-        ):
+        groups = by.equations[0].params.get("feature_group_count", 1)
+        if len(by.inputs) != 1 or groups > 1:
             continue
-        (read, phi), (value, gate) = (
-            _function(ctx, by.inputs[0]),
-            _function(ctx, beside),
-        )
+        read, phi = _function(ctx, by.inputs[0])
+        value, gate = _function(ctx, beside)
         state = ctx.state_of(read)
         if read != value or state.channels != ctx.state_of(made).channels:
             continue
