@@ -408,6 +408,10 @@ FOUND = {
     "a gate by one of those that make the value": Architecture(
         ("gate_with:3",), "leaky", head="flat", inputs="sparse", size=3, rank=0
     ),
+    # Random gains have the law that they are drawn from.
+    "gains that are uniform": Architecture(
+        ("gains", "squared"), "identity", head="flat", size=3, rank=0, weights="uniform"
+    ),
     # Slopes of an example that is zero are those at zero, and a batch has one average.
     "a batch with an example that is zero": Architecture(
         ("twins", "activated", "scan", "batch_norm"),

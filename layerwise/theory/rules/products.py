@@ -81,8 +81,8 @@ def _alike(gains: Field) -> float:
 def _gains(
     moments: WeightMoments, array: np.ndarray, mean: float, second: float
 ) -> Field:
-    """Returns the law of the entries of a parameter; that of random ones is normal."""
-    law = None
+    """Returns the law of the entries of a parameter."""
+    law = moments.shape
     if moments.value is not None or moments.draws is not None:
         entries = array if moments.draws is None else moments.draws
         law = marginal.of_samples(entries.ravel()[:: max(1, entries.size // 4096)])
