@@ -15,11 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from layerwise.moments.activations import cached_float64, two_slopes
-from layerwise.theory.context import Node
 from layerwise.theory.engine import Engine
 from layerwise.theory.reach import Reach
-from layerwise.theory.resolution import DENSE_BUDGET, is_curved
+from layerwise.theory.resolution import DENSE_BUDGET, is_bent, is_curved
 from layerwise.theory.state import Field, Grade, State
 
 
@@ -74,7 +72,7 @@ def run(
     whole = make(**options)
     sweep([whole])
     if whole.ctx.classes > 1 and _some_are_zero(whole):
-        first = next((n.output for n in whole.nodes if _bends(n)), None)
+        first = next((n.output for n in whole.nodes if is_bent(n)), None)
         if first is not None:
             whole = make(**options, within=Reach(forward=first, why=TOGETHER))
             sweep([whole])
@@ -174,14 +172,6 @@ def _some_are_zero(engine: Engine) -> bool:
     return any(
         f.powers is not None and np.any(f.powers == 0.0) for f in _behind_data(engine)
     )
-
-
-def _bends(node: Node) -> bool:
-    """Whether a node is a scalar function that is not linear."""
-    if node.name != "pointwise":
-        return False
-    slopes = two_slopes(cached_float64(node.data)[0])
-    return slopes is None or slopes[0] != slopes[1]
 
 
 def _behind_data(engine: Engine) -> list[Field]:

@@ -35,6 +35,14 @@ def is_curved(node: Node) -> bool:
     return two_slopes(cached_float64(node.data)[0]) is None
 
 
+def is_bent(node: Node) -> bool:
+    """Whether a node is a scalar function that is not linear."""
+    if node.name != "pointwise":
+        return False
+    slopes = two_slopes(cached_float64(node.data)[0])
+    return slopes is None or slopes[0] != slopes[1]
+
+
 def held_lags(
     ctx: RuleContext, nodes: Sequence[Node], classes: int, budget: float
 ) -> tuple[int, float]:
