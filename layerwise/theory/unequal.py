@@ -52,6 +52,7 @@ class Unequal:
         self.mean, self.second = mean, second
         few = math.prod(a.n_outputs for a in axes) <= SITES
         self.pairs = pairs if few else None
+        self.normals = functools.cache(self._normals)
 
     @functools.cached_property
     def entries(self) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +90,7 @@ class Unequal:
         """``(output,)``: whether one entry is told from another."""
         return np.full(len(self.uneven), self.pairs is not None) | (self.uneven >= EVEN)
 
-    def normals(self, output: int) -> np.ndarray:
+    def _normals(self, output: int) -> np.ndarray:
         """Returns ``(POINTS, entry)``: normals of the entries that are there."""
         at, there = self.entries
         if self.pairs is None:
@@ -106,13 +107,17 @@ class Unequal:
     def covariances(self, which: int) -> np.ndarray:
         """Returns ``(output, output)``: of maxima of few windows, in their units.
 
+        That of one window in one example, a variance, is left out.
+
         Args:
             which: Class of pairs: in one example or in two.
         """
         at, there = self.entries
-        out = np.empty((len(at), len(at)))
+        out = np.zeros((len(at), len(at)))
         assert self.pairs is not None
         for i, j in np.ndindex(out.shape):
+            if which == 0 and i == j:
+                continue
             one, other = at[i, there[i]], at[j, there[j]]
             across = self.pairs(one, other, which)
             joint = np.block(
