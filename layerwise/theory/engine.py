@@ -18,6 +18,7 @@ import numpy as np
 from layerwise.theory import data, lags as lagging, profile, registry, rules
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.law import Law
+from layerwise.theory.parts import aligned, fit_parts
 from layerwise.theory.plan import Planner
 from layerwise.theory.reach import EVERYTHING, Reach, why, without_rule
 from layerwise.theory.refusal import NoSoundRule, check_numbers
@@ -30,7 +31,7 @@ from layerwise.theory.resolution import (
     is_curved,
 )
 from layerwise.theory.rest import Rest
-from layerwise.theory.rules.elementwise import add_fields, aligned, fit_parts, worst
+from layerwise.theory.rules.elementwise import add_fields, worst
 from layerwise.theory.sampling import Sampler
 from layerwise.theory.sharing import Sharing
 from layerwise.theory.state import Field, Grade, State, both_readers, share_roots, white

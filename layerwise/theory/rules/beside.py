@@ -11,8 +11,9 @@ import numpy as np
 
 from layerwise.theory import data
 from layerwise.theory.context import Node, RuleContext
+from layerwise.theory.parts import aligned, fit_parts
 from layerwise.theory.registry import NoSoundRule, rule
-from layerwise.theory.rules.elementwise import add_fields, aligned, fit_parts, worst
+from layerwise.theory.rules.elementwise import add_fields, worst
 from layerwise.theory.rules.positions import map_axis
 from layerwise.theory.state import Field, State, share_roots
 

@@ -19,6 +19,7 @@ from layerwise.theory import (
 )
 from layerwise.theory.coherence import Coherence
 from layerwise.theory.context import Node, RuleContext
+from layerwise.theory.parts import aligned, fit_parts
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.response import Response
 from layerwise.theory.rules.parameters import add_parameter, parameter
@@ -31,7 +32,6 @@ from layerwise.theory.state import (
     average_profile,
     comb_error,
     common,
-    mix,
 )
 from layerwise.tracing.graph import evaluate
 
@@ -203,27 +203,6 @@ PAIRS = 0.1
 
 def _terms(state: State, value: int) -> tuple[tuple[int, float], ...]:
     return state.terms or ((value, 1.0),)
-
-
-def aligned(a: State, b: State) -> tuple[tuple[int, Field, Field], ...]:
-    """Returns the channel runs of two states of one shape, cut where either is."""
-    runs, i, j = [], 0, 0
-    left, right = a.parts[0][0], b.parts[0][0]
-    while True:
-        n = min(left, right)
-        runs.append((n, a.parts[i][1], b.parts[j][1]))
-        left, right = left - n, right - n
-        if left == 0:
-            i += 1
-        if right == 0:
-            j += 1
-        if i == len(a.parts) or j == len(b.parts):
-            break
-        left = left or a.parts[i][0]
-        right = right or b.parts[j][0]
-    if left or right:
-        raise NoSoundRule("operands with different numbers of channels")
-    return tuple(runs)
 
 
 def add_fields(f: Field, g: Field, sign: float = 1.0) -> Field:
@@ -419,25 +398,6 @@ def _of_term(cotangent: State, term: State, total: State) -> State:
 
 MEANS = 0.01
 """A sum of two values neither of which has zero mean: their means' fluctuations."""
-
-
-def fit_parts(cotangent: State, value: State) -> State:
-    """Returns a cotangent cut into the channel runs of `value`."""
-    counts = [n for n, _ in value.parts]
-    if [n for n, _ in cotangent.parts] == counts:
-        return cotangent
-    blank = dataclasses.replace(value)
-    merged: list[tuple[int, Field]] = []
-    runs = list(aligned(blank, cotangent))
-    for n in counts:
-        taken, fields, sizes = 0, [], []
-        while taken < n:
-            m, _, f = runs.pop(0)
-            fields.append(f)
-            sizes.append(m)
-            taken += m
-        merged.append((n, mix(fields, [m / n for m in sizes])))
-    return dataclasses.replace(cotangent, parts=tuple(merged))
 
 
 def _collected(

@@ -4,8 +4,8 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
+from layerwise.theory.parts import fit_parts
 from layerwise.theory.registry import NoSoundRule
-from layerwise.theory.rules.elementwise import fit_parts
 from layerwise.theory.state import State, both_readers
 
 

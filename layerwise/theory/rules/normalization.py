@@ -30,9 +30,10 @@ from scipy.special import betaincinv, ndtr
 from layerwise.theory import fluctuation, lags as lagging, marginal
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.normalization import Normalization
+from layerwise.theory.parts import fit_parts
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.response import NO_RESPONSE, Response, log_normal
-from layerwise.theory.rules.elementwise import fit_parts, worst
+from layerwise.theory.rules.elementwise import worst
 from layerwise.theory.settled import UNSETTLED, Settled
 from layerwise.theory.state import Field, Grade, State
 

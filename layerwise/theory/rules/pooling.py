@@ -22,8 +22,9 @@ from layerwise.moments.activations import Numeric, cached_float64
 from layerwise.theory import fluctuation, lags as lagging, marginal
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.in_front import Passed
+from layerwise.theory.parts import fit_parts
 from layerwise.theory.registry import NoSoundRule, rule
-from layerwise.theory.rules.elementwise import fit_parts, worst
+from layerwise.theory.rules.elementwise import worst
 from layerwise.theory.rules.positions import expand, map_axis, squeeze
 from layerwise.theory.state import Field, Grade, State
 from layerwise.theory.unequal import Unequal

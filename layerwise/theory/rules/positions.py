@@ -11,6 +11,7 @@ import numpy as np
 
 from layerwise.theory import fluctuation, lags as lagging
 from layerwise.theory.context import Node, RuleContext
+from layerwise.theory.parts import fit_parts
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.rules.channels import (
     beside_zeros,
@@ -19,7 +20,6 @@ from layerwise.theory.rules.channels import (
     pads_with_zero,
     uncut,
 )
-from layerwise.theory.rules.elementwise import fit_parts
 from layerwise.theory.state import Field, Grade, State
 
 

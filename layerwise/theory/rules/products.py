@@ -16,12 +16,9 @@ from layerwise.theory import (
     profile as profiles,
 )
 from layerwise.theory.context import Node, RuleContext, WeightMoments
+from layerwise.theory.parts import aligned, fit_parts
 from layerwise.theory.registry import NoSoundRule, rule
-from layerwise.theory.rules.elementwise import (
-    aligned,
-    fit_parts,
-    worst,
-)
+from layerwise.theory.rules.elementwise import worst
 from layerwise.theory.rules.parameters import parameter, variation
 from layerwise.theory.settled import UNSETTLED
 from layerwise.theory.state import Field, Grade, State, common
