@@ -11,11 +11,16 @@ like size, exact if they are.
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
-from layerwise.theory import marginal
-from layerwise.theory.state import Field
+from layerwise.theory import fluctuation, marginal
+from layerwise.theory.context import RuleContext
+from layerwise.theory.state import Field, State
+from layerwise.theory.taps import over_taps
+from layerwise.theory.weights import Pattern
+from layerwise.tracing.connections import Axis
 
 
 NEARLY_NORMAL = 0.4
@@ -77,3 +82,35 @@ def _equal(law: tuple[float, ...], terms: int) -> np.ndarray | None:
     if terms % 2 == 0:
         return both
     return marginal.convolve(both, float(terms - 1), one, 1.0)
+
+
+def law_of_output(
+    ctx: RuleContext,
+    pattern: Pattern,
+    source: int,
+    state: State,
+    axes: Sequence[Axis],
+    reads: int,
+) -> tuple[np.ndarray | None, float]:
+    """Returns the marginal law of an output, which sums over so many weights.
+
+    None and its excess kurtosis where it is nearly normal.
+    """
+    if pattern.shape is None:  # normal weights: whatever they are multiplied by
+        return None, 0.0
+    terms = _terms(ctx, source, state, axes, reads)
+    return law_of_sum(pattern.shape, terms)
+
+
+def _terms(
+    ctx: RuleContext, source: int, state: State, axes: Sequence[Axis], reads: int
+) -> float:
+    """Returns the effective number of terms of like size that an output sums."""
+    if ctx.white or source not in ctx.data:
+        peaked, noise = fluctuation.peakedness(state)
+        return (reads + noise) / (1.0 + peaked)
+    x = np.square(np.asarray(ctx.data[source], np.float64))
+    squared = np.square(over_taps(x.sum(axis=-1), axes, 1)).sum()
+    # In a mean of fourth powers, outputs count by the square of their own power.
+    fourth = over_taps(np.square(x).sum(axis=-1), axes, 1).sum()
+    return float(squared / fourth) if fourth > 0 else 1.0

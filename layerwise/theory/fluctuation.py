@@ -28,11 +28,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
 from layerwise.theory import lags as lagging, marginal
 from layerwise.theory.registry import NoSoundRule
-from layerwise.theory.response import NO_RESPONSE, Response, log_normal
+from layerwise.theory.response import NO_RESPONSE, Response
 from layerwise.theory.state import Field, State, common, inverse
 from layerwise.tracing.connections import Axis
 
@@ -169,72 +168,6 @@ def beside_own_branch(
     return own * excess(skip) * together / skipped.channels
 
 
-def emptiness(state: State, axes: Sequence[Axis], channels: int) -> float:
-    """Returns the probability that all that an output reads is zero.
-
-    Channels are independent; the positions under one output are equally correlated
-    normal values that are zero below one threshold.
-
-    Args:
-        state: What is contracted.
-        axes: Its spatial axes, as the contraction reads them.
-        channels: Channels that one output reads.
-    """
-    field = state.average()
-    law, w = typical(field), marginal.weights()
-    # An end of the law that is flat, as ReLU's is, at zero: averages over positions.
-    flat = [e for e in (law[0], law[-1]) if abs(e) < 0.1 * np.sqrt(w @ law**2)]
-    none = max((float(w[law == e].sum()) for e in flat), default=0.0)
-    # A dense layer that is zero stays so: all of the next one read it.
-    before = field.empty if not field.rank else 0.0
-    if max(before, none**channels) <= HARDLY:
-        return 0.0
-    reached = [a.reach.sum(axis=1) for a in axes]
-    taps = np.asarray(functools.reduce(np.multiply.outer, reached, 1.0))
-    counts, often = np.unique(taps[taps > 0], return_counts=True)
-    mean = float(counts @ often) / float(often.sum())
-    alike = mean * _over_taps(field.correlations[2], field, axes)
-    alike = np.clip((alike - 1.0) / (mean - 1.0), 0.0, 0.99) if mean > 1.0 else 0.0
-    if field.shape is not None:
-        alike = float(marginal.latent(field.shape, np.asarray(alike)))
-    apart = ndtri(none) - np.sqrt(alike) * marginal.nodes()
-    single = ndtr(apart / np.sqrt(1.0 - alike))
-    together = np.array([w @ single**k for k in counts]) ** channels
-    found = before + (1.0 - before) * float(together @ often) / float(often.sum())
-    return found if found > HARDLY else 0.0
-
-
-HARDLY = 1e-3
-"""Probability below which zeros are not counted."""
-
-
-def between_groups(state: State, axes: Sequence[Axis], channels: int) -> float:
-    """Returns the relative variance of what outputs of different groups are made of.
-
-    Args:
-        state: What is contracted in groups of channels, each with its own weights.
-        axes: Its spatial axes, as the contraction reads them.
-        channels: Channels of one group.
-    """
-    field = state.average()
-    alike = _over_taps(correlation_of_squares(field), field, axes)
-    return excess(field) * alike * (1.0 / channels - 1.0 / state.channels)
-
-
-def mixed(law: np.ndarray | None, spread: float) -> np.ndarray | None:
-    """Returns the law of an entry whose second moment is itself log-normal."""
-    if spread < LITTLE:
-        return law
-    g, (factors, chances) = marginal.nodes() if law is None else law, log_normal(spread)
-    values = np.multiply.outer(np.sqrt(factors), g).ravel()
-    w = np.multiply.outer(chances, marginal.weights()).ravel()
-    return marginal.standardize(marginal.in_order(values, w))
-
-
-LITTLE = 0.05
-"""Relative variance up to which a mixture is taken for one law."""
-
-
 def pulled_through(
     cotangent: Field,
     state: State,
@@ -277,22 +210,22 @@ def pulled_through(
             _seen(np.broadcast_to(v, np.shape(known)), cotangent, field, axes)
             for v in (known, response.bend, response.curl)
         )
-    raw, double = _raw(field)
+    raw, double = raw_correlations(field)
     bent = alike * (bend * (1.0 + double) + 2.0 * curl * raw)
     bent = np.array(np.broadcast_to(bent, np.shape(squared)))
     bent[lagging.zero(field.lags)] += response.turn
     bent[lagging.zero(field.lags)] *= 1.0 + peaked / 2.0
     aligned = response.alignment * alike * size
-    bent, aligned = (_over_taps(v, field, axes) for v in (bent, aligned))
+    bent, aligned = (over_tap_pairs(v, field, axes) for v in (bent, aligned))
     # What all channels do to one that is perturbed counts by its share of them.
     alone = bent / channels + aligned / state.channels
     noise = response.local / channels
     noise += (response.power - response.local) / state.channels
     noise *= 1.0 - _settled(state)
     found = Response(
-        power=response.power * _over_taps(relative, field, axes),
+        power=response.power * over_tap_pairs(relative, field, axes),
         alignment=bent + aligned,
-        unit=noise * _over_taps(squared, field, axes) + alone,
+        unit=noise * over_tap_pairs(squared, field, axes) + alone,
     )
     return found.scaled(1.0 / (1.0 + max(alone, 0.0))), added(alone)
 
@@ -307,7 +240,7 @@ def _seen(
     return values
 
 
-def _raw(field: Field) -> tuple[np.ndarray, np.ndarray]:
+def raw_correlations(field: Field) -> tuple[np.ndarray, np.ndarray]:
     """Mean raw correlation of a pair, ``(*lags,)``, and that at twice the lag."""
     if not np.any(field.mean):
         raw = field.correlations[2]
@@ -438,7 +371,7 @@ def _at_zero(values: Any, field: Field) -> float:
     return float(np.asarray(values)[lagging.zero(field.lags)])
 
 
-def _over_taps(values: Any, field: Field, axes: Sequence[Axis]) -> float:
+def over_tap_pairs(values: Any, field: Field, axes: Sequence[Axis]) -> float:
     """Returns the mean over pairs of taps of something given by lag."""
     for axis, lags in zip(axes, field.lags, strict=True):
         values = np.tensordot(_over_pairs(lags, (0,), axis)[0], values, (0, 0))

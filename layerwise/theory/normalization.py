@@ -14,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from layerwise import _jax
+from layerwise.theory.context import Node, RuleContext
+from layerwise.theory.refusal import NoSoundRule
+from layerwise.theory.state import State
 from layerwise.tracing import TracedModel
 from layerwise.tracing.graph import Equation
 
@@ -50,6 +53,40 @@ class Normalization:
         variance = np.mean((y - mean) ** 2, axis=axes, keepdims=True)
         out = (y - mean) / np.sqrt(variance + self.epsilon)
         return out.reshape(x.shape) * self.scale + self.offset
+
+
+@dataclasses.dataclass(frozen=True)
+class Extent:
+    """What one statistic is taken over.
+
+    Attributes:
+        examples: Number of examples (1 unless batch normalization).
+        positions: Whether over all positions, or at each by itself.
+        channels: Number of channels (1 unless layer or group normalization).
+    """
+
+    examples: int
+    positions: bool
+    channels: int
+
+
+def extent_of(ctx: RuleContext, node: Node, state: State) -> Extent:
+    """Returns what the statistics of a normalization are taken over.
+
+    Raises:
+        NoSoundRule: If over some spatial axes only.
+    """
+    found: Normalization = node.data
+    roles = [state.axes[a] for a in found.axes]
+    spatial = state.axes.count("s")
+    over = roles.count("s")
+    if over not in (0, spatial):
+        raise NoSoundRule("a normalization over some spatial axes only")
+    sizes = ctx.shape(node.output)
+    mine = [sizes[a] for a in found.axes if state.axes[a] == "c"]
+    channels = math.prod(mine) // found.groups if mine else 1
+    examples = ctx.batch if "b" in roles else 1
+    return Extent(examples, bool(over) or (not spatial and examples > 1), channels)
 
 
 _KNOWN: dict[object, Normalization | None] = {}

@@ -41,6 +41,9 @@ ALONE = 1e-6
 """Share of the second moment in higher orders that is given to the last one kept."""
 LITTLE_MIXED = 0.005
 """Relative variance from unit to unit that moves a second moment by less than 0.2 %."""
+LITTLE_SCATTER = 0.002
+"""Variance of a pair's correlation between units that is not taken account of."""
+ALMOST = 1.0 - 1e-9
 UNLIKE_LAWS = 0.1
 """Per standard deviation of log q over positions and networks: laws that differ."""
 
@@ -136,21 +139,31 @@ class Pointwise:
         a[:, -1] = np.sign(a[:, -1] + 1e-300) * np.sqrt(
             np.maximum(a[:, -1] ** 2 + rest, 0.0)
         )
-        out = np.zeros_like(self.rho)
+        a[:, :-1] *= energy[: orders - 1] > ALONE**2 * energy.sum()
+        out = self.over_units(lambda rho: self._sum(a, rho))
+        return self.expand(mean), self.expand(second), self._set_zero(out, second)
+
+    def _sum(self, a: np.ndarray, rho: np.ndarray) -> np.ndarray:
+        """Returns the sum over orders, of coefficients ``(site, order)``."""
+        out = np.zeros_like(rho)
         if len(a) == 1:
             for value in np.square(a[0])[::-1]:
-                out *= self.rho
+                out *= rho
                 out += value
-            out *= lagging.inside(self.lags, self.field.sizes)
-        else:
-            per_site = self.expand(a)  # (order, *positions)
-            none = energy[:orders] <= ALONE**2 * energy.sum()
-            none[-1] = False
-            for one, empty in zip(per_site[::-1], none[::-1], strict=True):
-                out *= self.rho
-                if not empty:
-                    out += lagging.pairs_of(one, self.lags)
-        return self.expand(mean), self.expand(second), self._set_zero(out, second)
+            return out * lagging.inside(self.lags, self.field.sizes)
+        for one in self.expand(a)[::-1]:  # (*positions,)
+            out *= rho
+            if np.any(one):
+                out += lagging.pairs_of(one, self.lags)
+        return out
+
+    def over_units(self, function: Numeric) -> np.ndarray:
+        """Returns the mean of a function of the pairs' correlations over units."""
+        if self.field.scatter < LITTLE_SCATTER:
+            return function(self.rho)
+        z = np.arctanh(np.clip(self.rho, -ALMOST, ALMOST))
+        step = np.sqrt(self.field.scatter)
+        return 0.5 * (function(np.tanh(z + step)) + function(np.tanh(z - step)))
 
     def _set_zero(self, table: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Puts the exact second moments at lag zero of one example."""
@@ -169,7 +182,9 @@ class Pointwise:
         if slopes is not None and centred and any(slopes):
             up, down = slopes
             sd = np.sqrt(self.var)
-            table = dual.two_slope_dual(up, down, 1.0, 1.0, self.rho)
+            table = self.over_units(
+                lambda rho: dual.two_slope_dual(up, down, 1.0, 1.0, rho)
+            )
             table = self.whole(table * lagging.pairs_of(sd, self.lags))
             mean = 0.5 * (up - down) * np.sqrt(2 / np.pi) * sd
             shape = of_two_slopes(up, down)
@@ -180,6 +195,7 @@ class Pointwise:
                 f.log_scale,
                 shape,
                 comb=f.comb,
+                weights=f.weights,
                 spread=f.spread,
                 empty=f.empty,
                 powers=f.powers,
@@ -203,6 +219,7 @@ class Pointwise:
             shape,
             symmetric=odd,
             comb=f.comb,
+            weights=f.weights,
             spread=spread,
             empty=f.empty if slopes is not None else 0.0,
             powers=powers,
@@ -305,7 +322,7 @@ class Pointwise:
         given, together = cotangent.profile, None
         normal = f.is_centred_normal
         if given is None and slopes is not None and normal:
-            table = dual.two_slope_slope_dual(*slopes, self.rho)
+            table = self.over_units(lambda rho: dual.two_slope_slope_dual(*slopes, rho))
             at = (0, *lagging.zero(self.lags))
             table[at] = 0.5 * (slopes[0] ** 2 + slopes[1] ** 2)
             sd = np.sqrt(self.var)

@@ -23,6 +23,18 @@ from layerwise.theory.registry import NoSoundRule
 from layerwise.theory.state import UNKNOWN, Field, State
 
 
+def times(cotangent: Field, power: np.ndarray) -> Field:
+    """Returns a cotangent whose power is multiplied by what depends on the value.
+
+    Its mean power is left as it is.
+    """
+    before = cotangent.profile
+    if is_unknown(before):
+        return cotangent
+    profile = _normalized(power * (1.0 if before is None else before))
+    return cotangent.replace(profile=profile, amplitude=None)
+
+
 def is_unknown(profile: np.ndarray | None) -> bool:
     """Whether a rule on the way has not said what becomes of the profile."""
     return profile is not None and bool(np.isnan(profile).any())

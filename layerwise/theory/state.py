@@ -68,6 +68,8 @@ class Field:
             positions, over networks and examples; 0.0 for none.
         mixture: The same of the second moments of one unit and another, given all that
             is the same for both.
+        scatter: Variance from unit to unit, at most, of the correlation of a pair of
+            positions, as Fisher's z; of units that read few channels.
         settled: What of its channels a normalization took from fluctuating.
         empty: Probability that a value is zero, because all that it sums is.
         lost: Cotangents only: what such zeros behind took of the logarithm. An entry
@@ -98,6 +100,7 @@ class Field:
     weights: float = np.inf
     spread: Any = 0.0
     mixture: float = 0.0
+    scatter: float = 0.0
     settled: Settled = UNSETTLED
     empty: float = 0.0
     lost: float = 0.0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from layerwise.moments.activations import Numeric, cached_float64, two_slopes
-from layerwise.theory import coherence, lags as lagging, marginal, profile
+from layerwise.theory import coherence, lags as lagging, marginal, own_channel, profile
 from layerwise.theory.coherence import Block, Coherence
 from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.state import Field, State
@@ -170,6 +170,8 @@ def _block(
     # What a normalization passes on is at right angles to x.
     if not between or any(n.name == "normalization" for n in between):
         return None
+    if own_channel.own_branch(ctx, node.inputs[skip], between) is not None:
+        return None  # it has turned toward its own channel alone
     last = next(n for n in between if n.output == node.inputs[branch])
     mean, second = f.rescaled(x.log_scale).levels
     sign = -1.0 if node.name == "sub" else 1.0

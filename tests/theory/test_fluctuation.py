@@ -10,7 +10,7 @@ import pytest
 
 import layerwise as lw
 from helpers import assert_mean_close
-from layerwise.theory import fluctuation, pointwise
+from layerwise.theory import few_channels, fluctuation, pointwise
 from layerwise.theory.predict import predict
 from layerwise.theory.response import NO_RESPONSE, Response, log_normal
 from layerwise.theory.state import Field, Grade, State
@@ -242,7 +242,7 @@ def test_how_often_all_that_an_output_reads_is_zero(alike, channels, key):
     field = Field(np.zeros(size), table, lags, symmetric=True)
     rectified = pointwise.Pointwise(field).apply(lambda x: np.maximum(x, 0.0))
     state = State(("b", "s", "c"), ((channels, rectified),), Grade.EXACT, Grade.EXACT)
-    got = fluctuation.emptiness(state, [axis], channels)
+    got = few_channels.emptiness(state, [axis], channels)
 
     root = np.linalg.cholesky(kernel + 1e-9 * np.eye(size))
     z = np.asarray(jax.random.normal(key, (4096, channels, size))) @ root.T

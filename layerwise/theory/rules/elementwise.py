@@ -10,9 +10,9 @@ import numpy as np
 from layerwise.moments.activations import Numeric, cached_float64, two_slopes
 from layerwise.theory import (
     few_weights,
-    fluctuation,
     lags as lagging,
     marginal,
+    own_channel,
     pointwise,
     profile as profiles,
     turning,
@@ -280,7 +280,7 @@ class Sum:
         terms: dict[int, float] = dict(_terms(a, node.inputs[0]))
         for v, c in _terms(b, node.inputs[1]):
             terms[v] = terms.get(v, 0.0) + sign * c
-        grade = worst(a.grade, b.grade)
+        grade, own = worst(a.grade, b.grade), 0.0
         zero_mean = [not any(np.any(f.mean) for _, f in x.parts) for x in (a, b)]
         if not any(zero_mean):
             grade = worst(grade, Grade.APPROXIMATE)
@@ -288,7 +288,7 @@ class Sum:
             parts = _collected(ctx, terms)
         else:
             parts = tuple((n, add_fields(f, g, sign)) for n, f, g in aligned(a, b))
-            parts = _with_own_branch(ctx, node, states, parts)
+            parts, own = own_channel.beside(ctx, node, states, parts, sign)
         return State(
             a.axes,
             parts,
@@ -298,8 +298,10 @@ class Sum:
             a.roots | b.roots,
             tuple(terms.items()) if len(terms) <= 64 else (),
             tolerance=max(a.tolerance, b.tolerance)
-            + (0.0 if any(zero_mean) else MEANS),
+            + (0.0 if any(zero_mean) else MEANS)
+            + own,
             pair_tolerance=max(a.pair_tolerance, b.pair_tolerance)
+            + own
             + comb_error([f for s in (a, b) for _, f in s.parts]),
         )
 
@@ -318,6 +320,9 @@ class Sum:
         back = [cotangent] * len(states)
         if len(states) == 2:
             back = [_given_term(node, states, i, out, cotangent) for i in (0, 1)]
+            back = [
+                own_channel.gone_with(ctx, node, states, i, back[i]) for i in (0, 1)
+            ]
         else:
             back = [_given_bias(ctx, node, states[0], out, cotangent)]
         found = [
@@ -325,27 +330,6 @@ class Sum:
             for ct, s in zip(back, states, strict=True)
         ]
         return turning.in_sum(ctx, node, states, found)
-
-
-def _with_own_branch(
-    ctx: RuleContext,
-    node: Node,
-    states: Sequence[State],
-    sums: tuple[tuple[int, Field], ...],
-) -> tuple[tuple[int, Field], ...]:
-    """Returns sums of a value and a function of it, each unit's law a mixture."""
-    for skip, branch in ((0, 1), (1, 0)):
-        between = ctx.between(node.inputs[skip], node.inputs[branch])
-        if between:
-            wide = any(n.name == "conv_general_dilated" for n in between)
-            parts = []
-            for (n, total), (_, *both) in zip(sums, aligned(*states), strict=True):
-                own = fluctuation.beside_own_branch(
-                    states[skip], both[branch], both[skip], wide
-                )
-                parts.append((n, total.replace(mixture=total.mixture + own)))
-            return tuple(parts)
-    return sums
 
 
 def _given_term(

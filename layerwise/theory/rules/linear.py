@@ -18,6 +18,7 @@ import numpy as np
 
 from layerwise.theory import (
     data,
+    few_channels,
     few_weights,
     fluctuation,
     lags as lagging,
@@ -123,7 +124,9 @@ class Convolution:
             spread = fluctuation.contracted(state, axes, got.lags)
             powers = state.average().powers if all(a.taps == 1 for a in axes) else None
             uneven = 0.0
-        law, peaked = _law_of_sum(ctx, pattern, source, state, axes, fan * taps)
+        law, peaked = few_weights.law_of_output(
+            ctx, pattern, source, state, axes, fan * taps
+        )
         got = got.replace(
             weights=float(fan * taps),
             spread=spread,
@@ -134,8 +137,11 @@ class Convolution:
             empty=_emptiness(ctx, source, state, axes, fan),
         )
         if fan < state.channels:
-            apart = fluctuation.between_groups(state, axes, fan)
-            got = got.replace(shape=fluctuation.mixed(got.shape, apart))
+            units = few_channels.of_units(state, axes, fan)
+            got = got.replace(
+                shape=few_channels.mixed(got.shape, *units),
+                scatter=few_channels.between_pairs(state, axes, fan),
+            )
         total = pattern.mean * fan * over_taps(state.average().mean, axes, 0)
         got = weight_mean.moved(got, total, state.average().log_scale)
         out = _output(state, tuple(roles), channels, got)
@@ -211,7 +217,7 @@ def _pulled(
     return response, apart, abs(own - apart)
 
 
-SHARED = 1.0
+SHARED = 0.3
 """Per channel read: weights and masks depend on each other where pixels are alike."""
 
 
@@ -306,7 +312,9 @@ class Product:
         if pattern.centred:
             got = _centred(ctx, node.inputs[0], state, got, None, fan)
         got = got.scaled_safe(pattern.second * fan)
-        law, peaked = _law_of_sum(ctx, pattern, node.inputs[0], state, (), fan)
+        law, peaked = few_weights.law_of_output(
+            ctx, pattern, node.inputs[0], state, (), fan
+        )
         field = Field(
             np.zeros(got.sizes),
             got.table,
@@ -421,43 +429,11 @@ def _centred(
     return got.replace(table=whole * (got.table - field.table), mean=0.0 * got.mean)
 
 
-def _law_of_sum(
-    ctx: RuleContext,
-    pattern: Pattern,
-    source: int,
-    state: State,
-    axes: Sequence[Axis],
-    reads: int,
-) -> tuple[np.ndarray | None, float]:
-    """Returns the marginal law of an output, which sums over so many weights.
-
-    None and its excess kurtosis where it is nearly normal.
-    """
-    if pattern.shape is None:  # normal weights: whatever they are multiplied by
-        return None, 0.0
-    terms = _terms(ctx, source, state, axes, reads)
-    return few_weights.law_of_sum(pattern.shape, terms)
-
-
 def _emptiness(
     ctx: RuleContext, source: int, state: State, axes: Sequence[Axis], fan: int
 ) -> float:
     """Returns how often all that an output reads is zero; data are known."""
-    return 0.0 if source in ctx.data else fluctuation.emptiness(state, axes, fan)
-
-
-def _terms(
-    ctx: RuleContext, source: int, state: State, axes: Sequence[Axis], reads: int
-) -> float:
-    """Returns the effective number of terms of like size that an output sums."""
-    if ctx.white or source not in ctx.data:
-        peaked, noise = fluctuation.peakedness(state)
-        return (reads + noise) / (1.0 + peaked)
-    x = np.square(np.asarray(ctx.data[source], np.float64))
-    squared = np.square(over_taps(x.sum(axis=-1), axes, 1)).sum()
-    # In a mean of fourth powers, outputs count by the square of their own power.
-    fourth = over_taps(np.square(x).sum(axis=-1), axes, 1).sum()
-    return float(squared / fourth) if fourth > 0 else 1.0
+    return 0.0 if source in ctx.data else few_channels.emptiness(state, axes, fan)
 
 
 def _ones(state: State) -> list[Axis]:

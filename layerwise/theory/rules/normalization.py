@@ -29,42 +29,13 @@ from scipy.special import betaincinv, ndtr
 
 from layerwise.theory import fluctuation, lags as lagging, marginal
 from layerwise.theory.context import Node, RuleContext
-from layerwise.theory.normalization import Normalization
+from layerwise.theory.normalization import Extent, Normalization, extent_of
 from layerwise.theory.parts import fit_parts
 from layerwise.theory.registry import NoSoundRule, rule
-from layerwise.theory.response import NO_RESPONSE, Response, log_normal
+from layerwise.theory.response import Response, log_normal
 from layerwise.theory.rules.elementwise import worst
 from layerwise.theory.settled import UNSETTLED, Settled
 from layerwise.theory.state import Field, Grade, State
-
-
-@dataclasses.dataclass(frozen=True)
-class Extent:
-    """What one statistic is taken over.
-
-    Attributes:
-        examples: Number of examples (1 unless batch normalization).
-        positions: Whether over all positions, or at each by itself.
-        channels: Number of channels (1 unless layer or group normalization).
-    """
-
-    examples: int
-    positions: bool
-    channels: int
-
-
-def _extent(ctx: RuleContext, node: Node, state: State) -> Extent:
-    found: Normalization = node.data
-    roles = [state.axes[a] for a in found.axes]
-    spatial = state.axes.count("s")
-    over = roles.count("s")
-    if over not in (0, spatial):
-        raise NoSoundRule("a normalization over some spatial axes only")
-    sizes = ctx.shape(node.output)
-    mine = [sizes[a] for a in found.axes if state.axes[a] == "c"]
-    channels = math.prod(mine) // found.groups if mine else 1
-    examples = ctx.batch if "b" in roles else 1
-    return Extent(examples, bool(over) or (not spatial and examples > 1), channels)
 
 
 def _row_sums(table: np.ndarray, field: Field, extent: Extent) -> np.ndarray:
@@ -167,7 +138,7 @@ class Normalize:
         """Second moment by construction, pairs by concentration of the variance."""
         (state,) = states
         found: Normalization = node.data
-        extent = _extent(ctx, node, state)
+        extent = extent_of(ctx, node, state)
         fields = _sets(found, extent, state)
         parts, own, off, batch = [], 0.0, 0.0, 0.0
         for n, f in fields:
@@ -202,7 +173,7 @@ class Normalize:
         """Projects, and divides by the root of the variance."""
         (state,) = states
         found: Normalization = node.data
-        extent = _extent(ctx, node, state)
+        extent = extent_of(ctx, node, state)
         fields = _sets(found, extent, state)
         parts, own = [], 0.0
         fitted = fit_parts(cotangent, out)
@@ -292,6 +263,7 @@ def _normalized(
         shape=shape,
         symmetric=f.symmetric and not found.offset,
         spread=_left(f, extent),
+        scatter=f.scatter,
         settled=_settled(found, extent, float(np.mean(stats.variance)), epsilon),
     )
 
@@ -419,7 +391,7 @@ def _pulled(
     with np.errstate(over="ignore", under="ignore"):
         epsilon = found.epsilon * float(np.exp(-f.log_scale))
     normal = y.table / found.scale**2
-    table, response = ct.table, NO_RESPONSE
+    table, response = ct.table, Response(unit=ct.response.unit)
     centred = _centre(f, table, extent, None) if found.centred else table
     entries = extent.examples * (math.prod(f.sizes) if extent.positions else 1)
     joint = (
@@ -450,7 +422,7 @@ def _pulled(
         gain = _inverse_gain(f, epsilon / float(np.mean(stats.variance)))
         table = table * gain.reshape(gain.shape + (1,) * f.rank)
         # A change along the value itself changes nothing behind it.
-        response = Response(alignment=-float(np.mean(shrink)))
+        response = dataclasses.replace(response, alignment=-float(np.mean(shrink)))
     return Field(
         np.zeros(f.sizes),
         table,
@@ -458,4 +430,5 @@ def _pulled(
         ct.log_scale - f.log_scale,
         symmetric=True,
         response=response,
+        profile=ct.profile,
     ).normalized()
