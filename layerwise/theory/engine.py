@@ -21,12 +21,13 @@ from layerwise.theory.law import Law
 from layerwise.theory.parts import aligned, fit_parts
 from layerwise.theory.plan import Planner
 from layerwise.theory.reach import EVERYTHING, Reach, why, without_rule
-from layerwise.theory.refusal import NoSoundRule, check_numbers
+from layerwise.theory.refusal import NoSoundRule, check_certain, check_numbers
 from layerwise.theory.repeats import Repeats
 from layerwise.theory.resolution import (
     DENSE_BUDGET,
     PAIRS_BACK,
     PAIRS_BACK_BUDGET,
+    count_classes,
     held_lags,
     is_curved,
 )
@@ -98,6 +99,7 @@ class Engine:
         self.drawn_back: dict[int, State] = {}
         self.fixed: frozenset[int] = frozenset()
         self.filled: set[int] = set()
+        self.by_rule: set[int] = set()  # sampled, but for the cotangent
         self.cuts = cuts
         self.measured_below = 0
         if arrays is None:
@@ -128,7 +130,7 @@ class Engine:
         self.nodes = Planner(traced, cuts, frozenset(arrays), constant).plan()
         self.makers.update((n.output, n) for n in self.nodes)
         self.first_use = {v: n.output for n in self.nodes[::-1] for v in n.inputs}
-        classes = self._classes()
+        classes = count_classes(self.nodes)
         level, self.entries = held_lags(base, self.nodes, classes, self.budget)
         self.ctx = dataclasses.replace(
             base,
@@ -144,6 +146,8 @@ class Engine:
         apart = frozenset(ends.union(self.sharing.first))
         self.rest = Rest(self.ctx, self.nodes, self.repeats, apart, self.first_reader)
         self.undisturbed = scaled is None and within is EVERYTHING
+        # A sum that may be far off is sampled where examples cannot be told apart.
+        self.certain = classes > 1 and scaled is None and draws > 0
         self.sampler = Sampler(self.ctx, self.inputs, draws, log_scale=self.scales)
 
     def _reads_pairs(self, node: Node) -> bool:
@@ -152,13 +156,6 @@ class Engine:
         if small and node.name == "conv_general_dilated":
             return True  # weights and masks depend on each other: order 1/width
         return node.name in PAIRS_BACK or is_curved(node)
-
-    def _classes(self) -> int:
-        """2 where something mixes examples, else 1."""
-        for node in self.nodes:
-            if node.name == "normalization" and 0 in node.data.axes:
-                return 2
-        return 1
 
     def state_of(self, value: int) -> State:
         """Returns the moments of a value that has been reached."""
@@ -243,12 +240,16 @@ class Engine:
             if got is None:
                 got = rule.forward(self.ctx, node, states)
                 check_numbers([got], states)
+                if self.certain:
+                    check_certain(node.name, got, states)
                 self.repeats.remember(node, "forward", states, [got])
             roots = self.sharing.roots(node, states)
             got = self.sharing.graded(node, got)
             self.known[node.output] = dataclasses.replace(got, roots=roots)
         except Exception as error:
             self._sample(node, why(error))
+            if isinstance(error, NoSoundRule) and error.forward_only:
+                self.by_rule.add(node.output)
         return recalled
 
     def _sample(self, node: Node, reason: str) -> None:
@@ -368,7 +369,7 @@ class Engine:
 
     @np.errstate(over="ignore", invalid="ignore")
     def _backward(self, node: Node) -> None:
-        if node.output in self.sampled:
+        if node.output in self.sampled and node.output not in self.by_rule:
             if self.scaled != "backward":
                 self._sample_back(node, self.reasons[self._label(node)])
             return

@@ -9,7 +9,34 @@ from layerwise.theory.state import State
 
 
 class NoSoundRule(LayerwiseError, NotImplementedError):
-    """A node outside of what its rule is right for; the message says why."""
+    """A node outside of what its rule is right for; the message says why.
+
+    Attributes:
+        forward_only: Whether the rule is right for the cotangent all the same.
+    """
+
+    forward_only = False
+
+
+class Uncertain(NoSoundRule):
+    """A result that may be far off by a rule that is right for its cotangent."""
+
+    forward_only = True
+
+
+def check_certain(name: str, state: State, operands: Sequence[State]) -> None:
+    """Raises `Uncertain` where a sum over positions is what cancelling leaves.
+
+    A mean over positions whose mean is zero is made of small pair moments alone, and
+    their errors are relative to single positions.
+    """
+    own = state.tolerance - max(s.tolerance for s in operands)
+    if name == "reduce_sum" and own > UNCERTAIN:
+        raise Uncertain(f"a sum that cancels, off by a factor of {np.exp(own):.1f}")
+
+
+UNCERTAIN = 0.5
+"""Stated error of a logarithm beyond which the result of a sum is sampled."""
 
 
 def check_numbers(states: Sequence[State | None], operands: Sequence[State]) -> None:

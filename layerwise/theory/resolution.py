@@ -43,6 +43,14 @@ def is_bent(node: Node) -> bool:
     return slopes is None or slopes[0] != slopes[1]
 
 
+def count_classes(nodes: Sequence[Node]) -> int:
+    """Returns 2 where something mixes examples, and pairs of them matter; else 1."""
+    for node in nodes:
+        if node.name == "normalization" and 0 in node.data.axes:
+            return 2
+    return 1
+
+
 def held_lags(
     ctx: RuleContext, nodes: Sequence[Node], classes: int, budget: float
 ) -> tuple[int, float]:

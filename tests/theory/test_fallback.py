@@ -1,5 +1,6 @@
 """What has no rule is sampled, says so, and never crashes: forward or backward."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ from jax.extend.core import Primitive  # noqa: TID251 (as a user makes one)
 from jax.interpreters import ad, mlir  # noqa: TID251
 
 import layerwise as lw
+from helpers import assert_mean_close
 from layerwise.theory import registry
 from layerwise.theory.state import Grade
 
@@ -138,3 +140,34 @@ def test_a_dense_net_is_predicted_where_maps_of_two_sizes_meet():
     found = lw.predict(model, None, x, draws=8)
     assert np.isfinite(found.curve("backward")).all()
     assert not found.sampled
+
+
+def test_a_sum_that_cancels_is_sampled_but_its_cotangent_is_not():
+    """The mean of a batch that was normalized, of examples that are unlike."""
+
+    class Squeeze(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for _ in range(2):
+                x = nn.Conv(16, (3, 3))(nn.relu(x))
+                x = nn.BatchNorm(use_running_average=False)(x)
+            return nn.Dense(4)(x.mean((1, 2)))
+
+    noise, size = (jax.random.normal(k, (4, 8, 8, 3)) for k in KEYS)
+    x = noise * (0.2 + size[:, :1, :1, :1] ** 2)
+    by_rule, got = (lw.predict(Squeeze(), None, x, draws=n) for n in (0, 48))
+    at = got.find("u", 3)
+    assert by_rule.grade["forward"][at] is Grade.APPROXIMATE
+    assert by_rule.tolerance["forward"][at] > 0.5
+    assert got.grade["forward"][at] is Grade.MEASURED
+    assert any("cancels" in reason for reason in got.sampled.values())
+    normalized = got.find("z", 2)
+    assert got.grade["backward"][normalized] is Grade.APPROXIMATE
+    second = [p.second["backward"][normalized] for p in (by_rule, got)]
+    assert second[0] == second[1]
+    measured = lw.measure(Squeeze(), None, x, draws=64, key=KEYS[0])
+    assert_mean_close(
+        measured.second_moment("forward")[:, at],
+        got.second["forward"][at],
+        bias=0.1 * got.second["forward"][at],  # 48 networks
+    )
