@@ -25,6 +25,7 @@ from layerwise.theory.marginal import (
     latent_correlation,
     of_two_slopes,
     power_sum,
+    signed,
     standardize,
     weights,
 )
@@ -130,7 +131,11 @@ class Pointwise:
         """
         w = weights()
         mean, second = values @ w, np.square(values) @ w
-        a = values @ hermite()
+        table = self._table(values @ hermite(), second)
+        return self.expand(mean), self.expand(second), table
+
+    def _table(self, a: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Returns the pair moments of coefficients ``(site, order)``."""
         energy = np.square(a).sum(axis=0)
         beyond = energy[::-1].cumsum()[::-1]
         orders = int(np.count_nonzero(beyond > ALONE * beyond[0])) or 1
@@ -140,8 +145,7 @@ class Pointwise:
             np.maximum(a[:, -1] ** 2 + rest, 0.0)
         )
         a[:, :-1] *= energy[: orders - 1] > ALONE**2 * energy.sum()
-        out = self.over_units(lambda rho: self._sum(a, rho))
-        return self.expand(mean), self.expand(second), self._set_zero(out, second)
+        return self._set_zero(self.over_units(lambda rho: self._sum(a, rho)), second)
 
     def _sum(self, a: np.ndarray, rho: np.ndarray) -> np.ndarray:
         """Returns the sum over orders, of coefficients ``(site, order)``."""
@@ -176,8 +180,11 @@ class Pointwise:
         slopes = two_slopes(phi)
         centred = f.is_centred_normal
         if slopes is not None and slopes[0] == slopes[1] != 0.0:
+            sign = float(np.sign(slopes[0]))
             return f.scaled(slopes[0] ** 2).replace(
-                mean=f.mean * np.sign(slopes[0]), symmetric=f.symmetric
+                mean=f.mean * sign,
+                shape=signed(f.shape, sign),
+                own_law=f.own_law and (signed(*f.own_law, sign),),
             )
         if slopes is not None and centred and any(slopes):
             up, down = slopes
@@ -263,7 +270,6 @@ class Pointwise:
             Its mean, its pair table (see `pairs`), the spread and the powers of its
             second moment, and by how much the fluctuation moved the logarithm of that.
         """
-        mean, second, table = self.pairs(self.values(function) * factor)
         factors, chances = self.field.factors
         mixture = self.field.mixture
         units, odds = log_normal(mixture if mixture > LITTLE_MIXED else 0.0)
@@ -271,26 +277,35 @@ class Pointwise:
         if self.field.powers is not None:
             own = float(chances @ np.square(factors)) - 1.0
         if len(factors) == len(units) == 1:
+            mean, _, table = self.pairs(self.values(function) * factor)
             return mean, table, 0.0, None, 0.0
-        w = weights()
+        w, h = weights(), hermite()
 
-        def over_units(t: float) -> tuple[np.ndarray, np.ndarray]:
+        def over_units(t: float) -> tuple[np.ndarray, ...]:
             values = [self.values(function, t * u) * factor for u in units]
-            both = (
-                np.tensordot(odds, np.stack([v**power @ w for v in values]), (0, 0))
-                for power in (1, 2)
-            )
-            first, square = (self.expand(v) for v in both)
-            return first, square
+            a = np.stack([v @ h for v in values])
+            squares = np.stack([np.square(v) @ w for v in values])
+            found = (np.stack([v @ w for v in values]), squares, a, np.square(a))
+            first, square, a, energy = (np.tensordot(odds, v, (0, 0)) for v in found)
+            return first, square, a, energy
 
-        firsts, squares = zip(*map(over_units, factors), strict=True)
-        mean = np.tensordot(chances, np.stack(firsts), (0, 0))
-        each = np.stack(squares)
-        full = np.tensordot(chances, each, (0, 0))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            gain = np.where(second > 0, full / np.where(second > 0, second, 1.0), 1.0)
-        root = np.sqrt(gain)
-        table *= lagging.pairs_of(root, self.lags)
+        firsts, squares, a, energies = (
+            np.stack(v) for v in zip(*map(over_units, factors), strict=True)
+        )
+        mean = self.expand(np.tensordot(chances, firsts, (0, 0)))
+        full = np.tensordot(chances, squares, (0, 0))
+        energy = np.tensordot(chances, energies, (0, 0))
+        sign = np.copysign(1.0, np.tensordot(chances, a, (0, 0)))
+        table = self._table(sign * np.sqrt(energy), full)
+        if len(table) > 1 and self.field.powers is not None:
+            # Of two examples, each has its own power.
+            known = len(self.field.powers)
+            apart = a.reshape(known, -1, *a.shape[1:]).mean(axis=0)
+            often = chances.reshape(known, -1).sum(axis=0)
+            energy = np.tensordot(often, np.square(apart), (0, 0))
+            table[1] = self._table(sign * np.sqrt(energy), energy.sum(axis=1))[1]
+        each = np.stack([self.expand(v) for v in squares])
+        before = self.expand(np.square(self.values(function) * factor) @ w)
         totals = each.reshape(len(factors), -1).mean(axis=1)
         top = float(chances @ totals)
         if not top > 0:
@@ -301,7 +316,7 @@ class Pointwise:
         if self.field.powers is not None:
             by_data = (chances * totals).reshape(len(self.field.powers), -1).sum(axis=1)
             powers = by_data / by_data.mean()
-        return mean, table, spread, powers, float(np.log(top / np.mean(second)))
+        return mean, table, spread, powers, float(np.log(top / np.mean(before)))
 
     def pull_back(
         self, cotangent: Field, phi: Numeric, slope: Numeric, both: bool = True

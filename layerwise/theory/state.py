@@ -53,6 +53,8 @@ class Field:
         log_scale: Logarithm of the factor taken out.
         shape: Standardized marginal law as a non-decreasing function of a standard
             normal, on the nodes of `layerwise.theory.marginal`; None is normal.
+        own_law: The law within one unit, as `shape`, where units differ by gains; None
+            where it is that.
         peaked: Excess kurtosis of what is nearly normal, and taken for normal where
             slopes are two; 0.0 beside a `shape`.
         symmetric: Whether the law is that of its negative (fresh zero-mean weights).
@@ -92,6 +94,7 @@ class Field:
     lags: tuple[tuple[int, ...], ...]
     log_scale: float = 0.0
     shape: np.ndarray | None = None
+    own_law: tuple[np.ndarray | None] | None = None
     peaked: float = 0.0
     symmetric: bool = False
     comb: tuple[int, ...] = ()

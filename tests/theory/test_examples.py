@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import layerwise as lw
-from layerwise.theory import examples
+from layerwise.theory import examples, marginal, pointwise
+from layerwise.theory.state import Field
 
 
 SCALES = np.array([0.1, 0.5, 2.0, 5.0])
@@ -133,3 +134,24 @@ def test_scales_are_those_of_the_average_over_examples(batch, scheme):
 )
 def test_groups_are_of_equal_size(batch, groups):
     assert examples._count(batch) == groups
+
+
+def test_pairs_of_a_curved_function_are_averaged_over_what_examples_have():
+    # Two positions and two examples, all independent but for the power of an example.
+    powers = np.array([0.1, 1.9])
+    table = np.zeros((2, 3, 2))
+    table[0, 1] = 1.0
+    lags = ((-1, 0, 1),)
+    field = Field(np.zeros(2), table, lags, spread=np.var(powers), powers=powers)
+    elu = lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0.0)))
+    got = pointwise.Pointwise(field).apply(elu)
+    z, w = marginal.nodes(), marginal.weights()
+    means = np.array([w @ elu(np.sqrt(t) * z) for t in powers])
+    seconds = np.array([w @ elu(np.sqrt(t) * z) ** 2 for t in powers])
+    unit = np.exp(got.log_scale)
+    inside = ([0, 2], [1, 0])  # the lags -1 at position 1 and 1 at position 0
+    assert got.second * unit == pytest.approx(np.full(2, seconds.mean()))
+    same, apart = (got.table[c][inside] * unit for c in (0, 1))
+    assert same == pytest.approx(np.full(2, np.mean(means**2)))
+    assert apart == pytest.approx(np.full(2, np.mean(means) ** 2))
+    assert np.mean(means**2) > 1.2 * np.mean(means) ** 2

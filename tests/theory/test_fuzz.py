@@ -421,6 +421,26 @@ FOUND = {
         inputs="sparse",
         size=3,
     ),
+    # What gains make differ between units, a normalization of each unit divides out.
+    "gains in front of a normalization of each unit": Architecture(
+        ("tied", "causal", "gains", "instance_norm", "grown", "rectified_norm"),
+        act="hard_swish",
+        width=24,
+        gain=2.0,
+        head="first",
+        inputs="positive",
+        size=4,
+    ),
+    # The mean of a curved function differs between examples as their power does.
+    "an average of examples of unlike power": Architecture(
+        ("average_overlap", "batch_norm"),
+        act="elu",
+        width=24,
+        gain=2.0,
+        head="max",
+        inputs="unequal",
+        size=5,
+    ),
     # A sum of two that ReLU made is zero where both are, and passes nothing on there.
     "sums of what is rectified, rectified": Architecture(
         ("activated_twice",), width=12, head="first", size=4, rank=1

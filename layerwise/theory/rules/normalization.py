@@ -242,6 +242,8 @@ def _normalized(
         table = table + found.offset * (mean + lagging.shifted(mean, f.lags))
         table = (table + found.offset**2) * lagging.inside(f.lags, f.sizes)
         mean = mean + found.offset
+    if f.own_law and extent.positions and extent.channels == 1:
+        f = f.replace(shape=f.own_law[0])  # what units have apart is divided out
     shape = f.shape
     if shape is None and not np.any(f.mean):
         shape = _on_sphere(stats.freedom)

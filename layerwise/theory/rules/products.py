@@ -47,11 +47,13 @@ def scale_parts(state: State, array: np.ndarray, gains: Field) -> State:
         if by_example and f.table.shape[0] == 2:
             table[1] = f.table[1] * mean**2
         shape = _product_shape(f, gains) if varies else f.shape
+        own_law = f.own_law or (f.shape,) if varies and not by_position else f.own_law
         return f.replace(
             mean=f.mean * mean,
             table=table,
             joint=None,
             shape=shape,
+            own_law=own_law,
             settled=UNSETTLED if varies else f.settled,
         )
 
