@@ -35,7 +35,7 @@ def check_certain(name: str, state: State, operands: Sequence[State]) -> None:
         raise Uncertain(f"a sum that cancels, off by a factor of {np.exp(own):.1f}")
 
 
-UNCERTAIN = 0.5
+UNCERTAIN = 0.65
 """Stated error of a logarithm beyond which the result of a sum is sampled."""
 
 

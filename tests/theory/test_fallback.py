@@ -158,7 +158,7 @@ def test_a_sum_that_cancels_is_sampled_but_its_cotangent_is_not():
     by_rule, got = (lw.predict(Squeeze(), None, x, draws=n) for n in (0, 48))
     at = got.find("u", 3)
     assert by_rule.grade["forward"][at] is Grade.APPROXIMATE
-    assert by_rule.tolerance["forward"][at] > 0.5
+    assert by_rule.tolerance["forward"][at] > 0.65
     assert got.grade["forward"][at] is Grade.MEASURED
     assert any("cancels" in reason for reason in got.sampled.values())
     normalized = got.find("z", 2)
