@@ -98,12 +98,10 @@ def of_units(
     mean = squares @ w
     apart = np.square(squares) @ w - np.square(mean)
     tiny = 1e-12 * float(mean.max(initial=0.0)) + 1e-300
-    rows = [
-        (m * factors, p * odds)
-        for m, v, p in zip(mean, apart, chances / chances.sum(), strict=True)
-        for factors, odds in [_gamma(v / (taps * max(m, tiny) ** 2))]
-    ]
-    factors, odds = (np.concatenate(v) for v in zip(*rows, strict=True))
+    given = [_gamma(s) for s in apart / (taps * np.maximum(mean, tiny) ** 2)]
+    factors = np.concatenate([m * f for m, (f, _) in zip(mean, given, strict=True)])
+    odds = np.concatenate([p * o for p, (_, o) in zip(chances, given, strict=True)])
+    odds = odds / odds.sum()
     whole = float(odds @ factors)
     if not whole > 0.0:
         return np.ones(1), np.ones(1)
