@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from layerwise.moments.activations import Numeric, cached_float64
+from layerwise.moments.activations import Numeric, cached_float64, two_slopes
 from layerwise.theory import (
     fluctuation,
     lags as lagging,
@@ -175,7 +175,8 @@ class OwnBranch:
         w = marginal.weights()
         terms = self.read * math.prod(a.connections / a.n_outputs for a in self.axes)
         u = fluctuation.typical(self.entry.replace(shape=None))
-        u = u * np.exp(0.5 * self.entry.log_scale)
+        if two_slopes(self.phi) is None:  # those do the same at any scale
+            u = u * np.exp(0.5 * self.entry.log_scale)
         power = float(w @ np.square(x))
         factor = 1.0 + (np.square(x + step * np.sqrt(power)) / power - 1.0) / terms
         means = self.phi(np.sqrt(np.maximum(factor, 0.0))[:, None] * u) @ w
@@ -196,7 +197,8 @@ class OwnBranch:
         x = fluctuation.typical(skip)
         rise = self.means(x, branch, STEP) - self.means(x, branch, -STEP)
         rise = rise / (2.0 * STEP * np.sqrt(float(marginal.weights() @ np.square(x))))
-        rise = rise * np.exp(0.5 * (branch.log_scale - skip.log_scale))
+        scale = 0.5 * (branch.log_scale - skip.log_scale)
+        rise = rise * np.exp(np.clip(scale, -700, 700))
         alike = cotangent.table.mean(axis=tuple(range(-cotangent.rank, 0)))
         alike = alike / alike[(0, *lagging.zero(cotangent.lags))]
         together = self._over_outputs(alike, cotangent)
