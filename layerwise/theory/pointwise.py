@@ -208,12 +208,14 @@ class Pointwise:
                 powers=f.powers,
                 settled=self._settled(phi),
             )
+        run, scale = self, 0.0
         if slopes is not None:  # one factor on all of a network scales out
-            mean, _, table = self.pairs(self.values(phi))
+            run, scale = self._unscaled, f.log_scale
+            mean, _, table = run.pairs(run.values(phi))
             spread, powers = f.spread, f.powers
         else:
             mean, table, spread, powers, self.shift = self.averaged(phi)
-        shape = standardize(phi(self.typical()))
+        shape = standardize(phi(run.typical()))
         odd = f.symmetric and bool(
             np.allclose(mean, 0.0, atol=1e-9 * np.sqrt(np.abs(table).max() + 1e-300))
         )
@@ -222,7 +224,7 @@ class Pointwise:
             mean,
             table,
             f.lags,
-            0.0,
+            scale,
             shape,
             symmetric=odd,
             comb=f.comb,
@@ -233,6 +235,15 @@ class Pointwise:
             settled=self._settled(phi),
         )
         return out.normalized()
+
+    @functools.cached_property
+    def _unscaled(self) -> "Pointwise":
+        """The field at scale 1: no overflow, for functions that do the same there."""
+        if self.field.log_scale == 0.0:
+            return self
+        run = Pointwise(self.field.replace(log_scale=0.0))
+        run.rho = self.rho
+        return run
 
     def _settled(self, phi: Numeric) -> Settled:
         """Returns what is settled of phi(x)."""
@@ -333,6 +344,7 @@ class Pointwise:
             return cotangent.scaled(slopes[0] ** 2).replace(
                 joint=self._linear_joint(cotangent, slopes[0])
             )
+        run = self if slopes is None else self._unscaled
         response = cotangent.response
         given, together = cotangent.profile, None
         normal = f.is_centred_normal
@@ -352,7 +364,7 @@ class Pointwise:
             if slopes is None:
                 _, table, *_, self.shift = self.averaged(slope, root)
             else:  # one factor on all of a network does not change the slopes
-                _, _, table = self.pairs(self.values(slope) * root)
+                _, _, table = run.pairs(run.values(slope) * root)
             alone = 1.0
             if given is not None:
                 alone = power_sum(root @ hermite(), self.rho, start=0)
@@ -361,10 +373,10 @@ class Pointwise:
                 values = self.values(lambda x: slope(x) * x) * root
                 together = self.pairs(values)[2] / alone
         if slopes is not None and (normal or given is not None):
-            gain, response = local.two_slopes(self, response, phi, slope, slopes)
+            gain, response = local.two_slopes(run, response, phi, slope, slopes)
         else:
             gain, response = local.smooth(self, response, phi, slope)
-        lost = self._emptied(slope) if f.empty else 0.0
+        lost = run._emptied(slope) if f.empty else 0.0
         gain += lost - cotangent.lost
         self.shift = abs(self.shift) + abs(gain)
         joint = None
