@@ -82,8 +82,7 @@ def gone_with(
     common with the sum's cotangent g, where that is alike at the positions p.
     """
     term, other = node.inputs[i], node.inputs[1 - i]
-    between = ctx.between(term, other)
-    branch = own_branch(ctx, term, between) if between else None
+    branch = own_branch(ctx, term, ctx.between(term, other))
     if branch is None:
         return cotangent
     sign = -1.0 if node.name == "sub" else 1.0
