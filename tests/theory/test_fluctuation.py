@@ -10,7 +10,7 @@ import pytest
 
 import layerwise as lw
 from helpers import assert_mean_close
-from layerwise.theory import few_channels, fluctuation, pointwise
+from layerwise.theory import fluctuation, pointwise
 from layerwise.theory.predict import predict
 from layerwise.theory.response import NO_RESPONSE, Response, log_normal
 from layerwise.theory.state import Field, Grade, State
@@ -228,28 +228,6 @@ def test_zeros_among_examples_stay_zeros(share):
     assert law.mean() == pytest.approx(1.0)
     assert np.mean(law == 0.0) == pytest.approx(share, abs=0.06)
     assert np.any(law == 0.0) == (share > 0)
-
-
-@pytest.mark.parametrize("alike", [0.0, 0.3, 0.7])
-@pytest.mark.parametrize("channels", [1, 2])
-def test_how_often_all_that_an_output_reads_is_zero(alike, channels, key):
-    size, axis = 6, Axis(6, 3, pad=(1, 1))
-    lags = (tuple(range(1 - size, size)),)
-    kernel = alike + (1 - alike) * np.eye(size)
-    table = np.zeros((1, len(lags[0]), size))
-    for p, q in np.ndindex(size, size):
-        table[0, q - p + size - 1, p] = kernel[p, q]
-    field = Field(np.zeros(size), table, lags, symmetric=True)
-    rectified = pointwise.Pointwise(field).apply(lambda x: np.maximum(x, 0.0))
-    state = State(("b", "s", "c"), ((channels, rectified),), Grade.EXACT, Grade.EXACT)
-    got = few_channels.emptiness(state, [axis], channels)
-
-    root = np.linalg.cholesky(kernel + 1e-9 * np.eye(size))
-    z = np.asarray(jax.random.normal(key, (4096, channels, size))) @ root.T
-    z = np.pad(z, ((0, 0), (0, 0), (1, 1)), constant_values=-1.0)
-    negative = np.all(z < 0, axis=1)
-    empty = negative[:, :-2] & negative[:, 1:-1] & negative[:, 2:]
-    assert_mean_close(empty.mean(axis=1), got)
 
 
 def test_a_depthwise_convolution_adds_what_weights_and_masks_have_in_common():

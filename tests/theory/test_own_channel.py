@@ -57,6 +57,18 @@ def test_wide_groups_have_less_apart():
     assert spreads[2] == pytest.approx(0.0, abs=1e-12)
 
 
+@pytest.mark.parametrize("alike", [0.0, 0.3, 0.7])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_how_often_all_that_an_output_reads_is_zero(alike, channels, key):
+    state, root = alike_positions(alike, channels)
+    got = few_channels.emptiness(state, [Axis(SIZE, 3, pad=(1, 1))], channels)
+    z = np.asarray(jax.random.normal(key, (4096, channels, SIZE))) @ root.T
+    z = np.pad(z, ((0, 0), (0, 0), (1, 1)), constant_values=-1.0)
+    negative = np.all(z < 0, axis=1)
+    empty = negative[:, :-2] & negative[:, 1:-1] & negative[:, 2:]
+    assert_mean_close(empty.mean(axis=1), got)
+
+
 class Beside(nn.Module):
     """Blocks x + f(depthwise(x)), each behind a pointwise convolution."""
 
