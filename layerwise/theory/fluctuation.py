@@ -221,11 +221,11 @@ def pulled_through(
     alone = bent / channels + aligned / state.channels
     noise = response.local / channels
     noise += (response.power - response.local) / state.channels
-    noise *= 1.0 - _settled(state)
     found = Response(
         power=response.power * over_tap_pairs(relative, field, axes),
         alignment=bent + aligned,
-        unit=noise * over_tap_pairs(squared, field, axes) + alone,
+        unit=alone,
+        among=noise * over_tap_pairs(squared, field, axes),
     )
     return found.scaled(1.0 / (1.0 + max(alone, 0.0))), added(alone)
 

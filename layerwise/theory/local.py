@@ -13,6 +13,7 @@ from layerwise.moments.activations import Numeric
 from layerwise.theory import lags as lagging, marginal
 from layerwise.theory.fluctuation import added, checked
 from layerwise.theory.response import Response
+from layerwise.theory.settled import Settled
 from layerwise.theory.state import Field
 
 
@@ -23,17 +24,20 @@ class Local:
         law: ``(node,)``: x at the nodes.
         phi: The function.
         slope: Its derivative.
+        settled: What of x a normalization has settled.
 
     Attributes:
         growth: d log E[phi^2] / d log E[x^2].
         gradient_growth: d log E[phi'^2] / d log E[x^2].
         together: E[phi^2 phi'^2] / E[phi^2] E[phi'^2].
+        among: That less 1, of what no normalization has settled.
+        centred: E[phi^2 phi'^2] / E[phi^2] E[phi'^2] of phi less its mean.
         turn: What a perturbation along x gains over one across it.
         keeping: Squared alignment behind the function, per that in front.
         raising: Squared alignment behind it of a perturbation alike in all channels.
     """
 
-    def __init__(self, law: np.ndarray, phi: Numeric, slope: Numeric):
+    def __init__(self, law: np.ndarray, phi: Numeric, slope: Numeric, settled: Settled):
         w, step = marginal.weights(), 1e-3
         power = max(float(w @ law**2), 1e-300)
         f2, g2 = phi(law) ** 2, slope(law) ** 2
@@ -47,11 +51,20 @@ class Local:
 
         self.growth, self.gradient_growth = growth(phi), growth(slope)
         self.together = float(w @ (f2 / value * (g2 / gradient)))
+        self.among = settled.left_with(phi, slope, law, w)
+        apart = np.square(phi(law) - float(w @ phi(law)))
+        variance = max(float(w @ apart), 1e-300)
+        self.centred = float(w @ (apart / variance * (g2 / gradient)))
         self.turn = float(w @ (g2 * law**2)) / power / gradient - 1.0
         along = float(w @ (phi(law) * slope(law) * law))
         self.keeping = along / power * (along / value) / gradient
         level = float(w @ (phi(law) * slope(law)))
         self.raising = level / value * (level / gradient)
+
+    def own(self, after: Response) -> float:
+        """Returns what a unit's own power adds to the logarithm."""
+        share = after.unit * (self.together - 1.0) + after.among * self.among
+        return added(share + after.centred * (self.centred - 1.0))
 
 
 @runtime_checkable
@@ -90,7 +103,7 @@ def smooth(
     local = run.local(phi, slope)
     variance = float(np.log1p(run.field.own_spread))
     gain = after.power * local.growth * local.gradient_growth * variance
-    gain += added(after.unit * (local.together - 1.0))
+    gain += local.own(after)
     checked(gain)
     # Positive as they should be, beyond the first order too.
     whole = np.exp(-np.clip(gain, -1.0, 1.0))
@@ -119,12 +132,13 @@ def two_slopes(
     """
     bend, curl = _kink(run, *slopes)
     gain, level = 0.0, 0.0
-    if after.unit or after.alignment:
+    if after.unit or after.among or after.centred or after.alignment:
         local = run.local(phi, slope)
-        gain = added(after.unit * (local.together - 1.0))
+        gain = local.own(after)
         level = after.alignment * local.raising
     checked(gain)
-    response = dataclasses.replace(after, bend=bend, curl=curl, unit=0.0, level=level)
+    response = dataclasses.replace(after, bend=bend, curl=curl, level=level)
+    response = dataclasses.replace(response, unit=0.0, among=0.0, centred=0.0)
     return gain, response
 
 

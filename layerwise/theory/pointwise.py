@@ -420,7 +420,7 @@ class Pointwise:
 
     def local(self, phi: Numeric, slope: Numeric) -> local.Local:
         """Returns what a function does at a typical position."""
-        return local.Local(self.typical(), phi, slope)
+        return local.Local(self.typical(), phi, slope, self.field.settled)
 
     def _emptied(self, slope: Numeric) -> float:
         """Returns what values that are zero do to the logarithm of E[slope^2].

@@ -20,6 +20,8 @@ class Response:
         local: What of it is by the unit's own power, not by that of all channels.
         alignment: Per relative squared alignment of the two.
         unit: Per excess over 1 of ``E[x^2 dx^2] / E[x^2] E[dx^2]`` in one unit.
+        among: The same, of what no normalization in front of the value has settled.
+        centred: As `unit`, of x less its mean over the channels.
         turn: Per relative squared alignment of the two at one position, beyond `bend`.
         bend: ``(*lags,)``, of the slope s of the activation in front, at a pair of
             positions: ``q E[s'(u) s'(u')] / E[s(u) s(u')]``.
@@ -31,6 +33,8 @@ class Response:
     local: float = 0.0
     alignment: float = 0.0
     unit: float = 0.0
+    among: float = 0.0
+    centred: float = 0.0
     turn: float = 0.0
     bend: Any = 0.0
     curl: Any = 0.0
@@ -49,6 +53,8 @@ class Response:
             self.local,
             self.alignment,
             self.unit,
+            self.among,
+            self.centred,
             self.turn,
             self.bend,
             self.curl,

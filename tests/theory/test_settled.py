@@ -134,3 +134,30 @@ def test_squares_of_sums_that_are_nearly_normal(law, key, monkeypatch):
     assert off(prediction, drawn, "v", "forward", -1) < 5
     monkeypatch.setattr(few_weights, "law_of_sum", lambda law, terms: (None, 0.0))
     assert off(predict(model, None, x, draws=0), drawn, "v", "forward", -1) > 5
+
+
+class Chain(nn.Module):
+    """Blocks of a dense layer, an activation and a normalization over its channels."""
+
+    act: Callable
+    norm: type[nn.Module]
+    last: bool
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(3):
+            x = nn.Dense(self.width, kernel_init=nn.initializers.he_normal())(x)
+            x = self.norm()(self.act(x)) if self.last else self.act(self.norm()(x))
+        return nn.Dense(4)(x)
+
+
+ROWS = [(nn.LayerNorm, True, 48), (nn.LayerNorm, False, 24), (nn.RMSNorm, False, 96)]
+
+
+@pytest.mark.parametrize("act", [nn.relu, nn.gelu])
+@pytest.mark.parametrize(("norm", "last", "width"), ROWS)
+def test_rows_of_normalized_layers(norm, last, width, act, key):
+    """What is large is divided by more: E[p/q] is less than E[p] E[1/q]."""
+    _, prediction, drawn = both(Chain(act, norm, last, width), key)
+    assert all(off(prediction, drawn, "u", "backward", n) < 5 for n in range(3))

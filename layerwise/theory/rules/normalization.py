@@ -411,9 +411,9 @@ def _pulled(
         # Together, along the value and their mean, channels give more than alone.
         alone = table[(0, *lagging.zero(f.lags))] / extent.channels
         overlap = overlap + max(ct.response.alignment, -1.0) * alone
-        if found.centred:
-            overlap = overlap + max(ct.response.level, -1.0) * alone
         overlap = np.maximum(overlap, 0.0)
+        if found.centred:
+            centred = centred - max(ct.response.level, -1.0) * table / extent.channels
         far = lagging.shifted(np.asarray(overlap), f.lags)
         projected = centred - np.sqrt(overlap * far) * normal
     ratio = stats.freedom / (stats.freedom - 2.0)
@@ -424,7 +424,14 @@ def _pulled(
         gain = _inverse_gain(f, epsilon / float(np.mean(stats.variance)))
         table = table * gain.reshape(gain.shape + (1,) * f.rank)
         # A change along the value itself changes nothing behind it.
-        response = dataclasses.replace(response, alignment=-float(np.mean(shrink)))
+        divided = float(np.mean(shrink))
+        response = dataclasses.replace(response, alignment=-divided, power=-divided)
+        # A value that is large is divided by more, and projected out by more.
+        own = -divided * (2.0 + max(ct.response.alignment, -1.0)) / extent.channels
+        if found.centred:
+            response = dataclasses.replace(response, centred=own)
+        else:
+            response = dataclasses.replace(response, unit=response.unit + own)
     return Field(
         np.zeros(f.sizes),
         table,
