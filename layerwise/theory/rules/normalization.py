@@ -393,7 +393,8 @@ def _pulled(
     with np.errstate(over="ignore", under="ignore"):
         epsilon = found.epsilon * float(np.exp(-f.log_scale))
     normal = y.table / found.scale**2
-    table, response = ct.table, Response(unit=ct.response.unit)
+    among = ct.response.among if extent.positions else 0.0
+    table, response = ct.table, Response(unit=ct.response.unit, among=among)
     centred = _centre(f, table, extent, None) if found.centred else table
     entries = extent.examples * (math.prod(f.sizes) if extent.positions else 1)
     joint = (
@@ -425,13 +426,15 @@ def _pulled(
         table = table * gain.reshape(gain.shape + (1,) * f.rank)
         # A change along the value itself changes nothing behind it.
         divided = float(np.mean(shrink))
-        response = dataclasses.replace(response, alignment=-divided, power=-divided)
         # A value that is large is divided by more, and projected out by more.
         own = -divided * (2.0 + max(ct.response.alignment, -1.0)) / extent.channels
-        if found.centred:
-            response = dataclasses.replace(response, centred=own)
-        else:
-            response = dataclasses.replace(response, unit=response.unit + own)
+        response = dataclasses.replace(
+            response,
+            alignment=-divided,
+            power=-divided,
+            unit=response.unit + (0.0 if found.centred else own),
+            centred=own if found.centred else 0.0,
+        )
     return Field(
         np.zeros(f.sizes),
         table,
