@@ -415,8 +415,11 @@ def _pulled(
         overlap = np.maximum(overlap, 0.0)
         if found.centred:
             centred = centred - max(ct.response.level, -1.0) * table / extent.channels
-        far = lagging.shifted(np.asarray(overlap), f.lags)
-        projected = centred - np.sqrt(overlap * far) * normal
+        power = np.asarray(table[(0, *lagging.zero(f.lags))])
+        own = np.asarray(overlap / _or_one(power))
+        # Out of a pair what either has along its value, less what both have.
+        both = table * np.sqrt(own * lagging.shifted(own, f.lags))
+        projected = centred - both * (2.0 - np.square(np.clip(normal, -1.0, 1.0)))
     ratio = stats.freedom / (stats.freedom - 2.0)
     boost = 1.0 + (ratio - 1.0) * np.mean(shrink)
     root = np.sqrt((stats.variance + epsilon) / boost)
