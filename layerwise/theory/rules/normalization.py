@@ -187,6 +187,8 @@ class Normalize:
             unlike = UNLIKE_SETS * f.own_spread
             if not extent.positions:
                 unlike = _unlike(f)
+            elif extent.examples == 1:
+                _unknown(f, _shared(f))
             own = max(own, BACKWARD + noise + unlike)
             parts.append((n, _pulled(found, extent, f, y, ct, stats)))
         got = dataclasses.replace(
@@ -296,11 +298,16 @@ def _left(f: Field, extent: Extent) -> Any:
         return f.spread
     if not (extent.positions and np.ndim(f.spread)):
         return 0.0
+    whole = _shared(f)
+    return np.asarray(np.maximum(f.spreads - whole, 0.0) / (1.0 + whole))
+
+
+def _shared(f: Field) -> float:
+    """Returns the spread of the mean over all positions."""
     shared = f.spreads
     for a, (held, size) in enumerate(zip(f.lags, f.sizes, strict=True)):
         shared = fluctuation.mapped(shared, held, a, np.ones((1, size)), (0,))
-    whole = float(shared.item())
-    return np.asarray(np.maximum(f.spreads - whole, 0.0) / (1.0 + whole))
+    return float(shared.item())
 
 
 def _on_sphere(freedom: float) -> np.ndarray | None:
@@ -362,7 +369,15 @@ def _unlike(f: Field) -> float:
     With relative variance D, ``E[q] E[1/q]`` is 1 + D of a log-normal law and 1/(1 - D)
     of a gamma law, and of two equally likely values too. What the data do is known.
     """
-    spread = f.own_spread
+    return float(-np.log1p(-(_unknown(f, f.own_spread) ** 2)))
+
+
+def _unknown(f: Field, spread: float) -> float:
+    """Returns what of a spread is not that of known data.
+
+    Raises:
+        NoSoundRule: If that is so much that the average of 1/q is of few networks.
+    """
     if f.powers is not None:
         known = float(np.var(f.powers))
         spread = max(spread - known, 0.0) / (1.0 + known)
@@ -371,7 +386,7 @@ def _unlike(f: Field) -> float:
             "a normalization of second moments that differ by "
             f"{100 * np.sqrt(spread):.0f} % from network to network"
         )
-    return float(-np.log1p(-(spread**2)))
+    return spread
 
 
 FLUCTUATING = 0.9
