@@ -445,6 +445,33 @@ FOUND = {
     "sums of what is rectified, rectified": Architecture(
         ("activated_twice",), width=12, head="first", size=4, rank=1
     ),
+    # Cotangents of two positions that are independent stay so behind a normalization.
+    "positions normalized alike": Architecture(
+        ("running", "context", "layer_norm", "dropout"),
+        width=16,
+        gain=2.0,
+        head="first",
+        size=5,
+        batch=4,
+        weights="uniform",
+    ),
+    # Where sets differ from network to network, few small ones make the average of 1/q.
+    "sets that differ": Architecture(
+        (
+            "average_overlap",
+            "gate_with:3",
+            "repeated",
+            "standardized",
+            "average",
+            "group_norm",
+        ),
+        width=24,
+        gain=2.0,
+        head="max",
+        inputs="unequal",
+        size=4,
+        batch=4,
+    ),
 }
 
 
