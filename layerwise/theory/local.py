@@ -137,9 +137,8 @@ def two_slopes(
         gain = local.own(after)
         level = after.alignment * local.raising
     checked(gain)
-    response = dataclasses.replace(after, bend=bend, curl=curl, level=level)
-    response = dataclasses.replace(response, unit=0.0, among=0.0, centred=0.0)
-    return gain, response
+    seen = {"unit": 0.0, "among": 0.0, "centred": 0.0}
+    return gain, dataclasses.replace(after, bend=bend, curl=curl, level=level, **seen)
 
 
 def _kink(run: Run, up: float, down: float) -> tuple[np.ndarray, np.ndarray]:
