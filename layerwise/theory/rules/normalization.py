@@ -425,15 +425,15 @@ def _pulled(
         projected = centred - overlap * normal * (2 - shrink.mean())
     else:
         # Together, along the value and their mean, channels give more than alone.
-        alone = table[(0, *lagging.zero(f.lags))] / extent.channels
+        power = np.asarray(table[(0, *lagging.zero(f.lags))])
+        alone = power / extent.channels
         overlap = overlap + max(ct.response.alignment, -1.0) * alone
         overlap = np.maximum(overlap, 0.0)
         if found.centred:
             centred = centred - max(ct.response.level, -1.0) * table / extent.channels
-        power = np.asarray(table[(0, *lagging.zero(f.lags))])
-        own = np.asarray(overlap / _or_one(power))
+        share = np.asarray(overlap / _or_one(power))
         # Out of a pair what either has along its value, less what both have.
-        both = table * np.sqrt(own * lagging.shifted(own, f.lags))
+        both = table * np.sqrt(share * lagging.shifted(share, f.lags))
         projected = centred - both * (2.0 - np.square(np.clip(normal, -1.0, 1.0)))
     ratio = stats.freedom / (stats.freedom - 2.0)
     boost = 1.0 + (ratio - 1.0) * np.mean(shrink)
