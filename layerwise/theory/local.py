@@ -11,8 +11,9 @@ import numpy as np
 from layerwise.moments import dual
 from layerwise.moments.activations import Numeric
 from layerwise.theory import lags as lagging, marginal
-from layerwise.theory.fluctuation import added, checked
-from layerwise.theory.response import Response
+from layerwise.theory.fluctuation import added, checked, excess, typical
+from layerwise.theory.registry import NoSoundRule
+from layerwise.theory.response import NO_RESPONSE, Response
 from layerwise.theory.settled import Settled
 from layerwise.theory.state import Field
 
@@ -39,15 +40,13 @@ class Local:
 
     def __init__(self, law: np.ndarray, phi: Numeric, slope: Numeric, settled: Settled):
         w, step = marginal.weights(), 1e-3
+        self.law = law
         power = max(float(w @ law**2), 1e-300)
         f2, g2 = phi(law) ** 2, slope(law) ** 2
         value, gradient = (max(float(w @ v), 1e-300) for v in (f2, g2))
 
         def growth(function: Numeric) -> float:
-            up, down = (
-                float(w @ function(np.sqrt(t) * law) ** 2) for t in (1 + step, 1 - step)
-            )
-            return float(np.log(max(up, 1e-300) / max(down, 1e-300))) / (2 * step)
+            return _change(function, law, np.log1p(-step), np.log1p(step)) / (2 * step)
 
         self.growth, self.gradient_growth = growth(phi), growth(slope)
         self.together = float(w @ (f2 / value * (g2 / gradient)))
@@ -61,10 +60,50 @@ class Local:
         level = float(w @ (phi(law) * slope(law)))
         self.raising = level / value * (level / gradient)
 
+    def off_by(self, function: Numeric, growth: float, error: float) -> float:
+        """Returns how far E[function^2] is off, at most, x^2 being off by `error`.
+
+        Args:
+            function: The function, or its slope.
+            growth: What a small error grows by.
+            error: How far off E[x^2] may be, as a logarithm.
+
+        Raises:
+            NoSoundRule: If x may be of another size, at which this does something else.
+        """
+        if not error > 0.0:
+            return 0.0
+        if error > SIZE_UNKNOWN:
+            ends = np.array([-1.0, 1.0]) * min(TYPICAL * error, 600.0)
+            found = [_change(function, self.law, 0.0, v) for v in ends]
+            if np.max(np.abs(found - growth * ends)) > SIZE_UNKNOWN:
+                raise NoSoundRule(
+                    f"a second moment known to a factor of e^{error:.1f}, "
+                    "and a function that is not homogeneous"
+                )
+        reach = min(error, 600.0)
+        moved = max(abs(_change(function, self.law, 0.0, v)) for v in (-reach, reach))
+        return moved * (error / reach)
+
     def own(self, after: Response) -> float:
         """Returns what a unit's own power adds to the logarithm."""
         share = after.unit * (self.together - 1.0) + after.among * self.among
         return added(share + after.centred * (self.centred - 1.0))
+
+
+SIZE_UNKNOWN = 1.0
+"""Stated error of a logarithm from which a value may be of another size."""
+TYPICAL = 3.0
+"""How much further than the mean of a log-normal second moment its median may be."""
+
+
+def _change(function: Numeric, law: np.ndarray, low: float, high: float) -> float:
+    """Returns how log E[function^2] changes between two changes of log E[x^2]."""
+    first, last = (
+        float(marginal.weights() @ np.square(function(np.exp(0.5 * v) * law)))
+        for v in (low, high)
+    )
+    return float(np.log(max(last, 1e-300) / max(first, 1e-300)))
 
 
 @runtime_checkable
@@ -115,6 +154,48 @@ def smooth(
         bend=bend,
         curl=curl,
         level=float(whole * after.alignment * local.raising),
+    )
+
+
+def times(
+    after: Response, mine: Field, other: Field, together: float
+) -> tuple[float, Response]:
+    """Returns what `after` adds at a product, and the response at one factor.
+
+    Args:
+        after: The response behind the product.
+        mine: The factor.
+        other: What it is multiplied by, independent of it unit by unit.
+        together: Covariance of the logarithms of the two's powers.
+
+    Raises:
+        NoSoundRule: If what is added is not small.
+    """
+    if after.is_zero:
+        return 0.0, NO_RESPONSE
+    w, x, y = marginal.weights(), typical(mine), typical(other)
+    x1, x2 = float(w @ x), max(float(w @ x**2), 1e-300)
+    y1, y2, y3, y4 = (float(w @ y**n) for n in (1, 2, 3, 4))
+    y2 = max(y2, 1e-300)
+    own, mean = excess(other), x1 * y1
+    apart = x2 * y4 - 2.0 * mean * x1 * y3 + mean**2 * y2
+    apart = apart / (max(x2 * y2 - mean**2, 1e-300) * y2) - 1.0
+    free = own * (1.0 - other.settled.squares)
+    variances = [float(np.log1p(f.own_spread)) for f in (mine, other)]
+    gain = after.power * (variances[1] + together)
+    gain += added(after.unit * own + after.among * free + after.centred * apart)
+    checked(gain)
+    whole = float(np.exp(-np.clip(gain, -1.0, 1.0)))
+    raised = 1.0 + together / variances[0] if variances[0] > 0 else 1.0
+    centred, level = after.centred * (1.0 + apart), y1**2 / y2
+    return gain, Response(
+        power=whole * after.power * raised,
+        local=whole * after.local * raised,
+        alignment=whole * after.alignment,
+        unit=whole * (after.unit * (1.0 + own) + centred * (1.0 - level)),
+        among=whole * after.among * (1.0 + own),
+        centred=whole * centred * level,
+        level=whole * after.alignment * x1**2 / x2,
     )
 
 

@@ -321,7 +321,7 @@ class Pointwise:
         top = float(chances @ totals)
         if not top > 0:
             return mean, table, 0.0, None, 0.0
-        after = float(chances @ np.square(totals / top)) - 1.0
+        after = max(float(chances @ np.square(totals / top)) - 1.0, 0.0)
         spread = self.field.spreads * (after / own) if own > 0 else 0.0
         powers = None
         if self.field.powers is not None:

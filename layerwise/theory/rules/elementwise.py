@@ -70,13 +70,12 @@ class Pointwise:
         if not exact:
             normal = all(f.shape is None for _, f in state.parts)
             shift = max(abs(r.shift) for _, r in runs)
-            growth = max(r.local(phi, slope).growth for _, r in runs)
+            places = [r.local(phi, slope) for _, r in runs]
+            off = max(v.off_by(phi, v.growth, state.tolerance) for v in places)
             own = 0.5 * shift + (ROUNDING if normal else NOT_NORMAL)
             if slopes is None:
                 own += max(r.unlike(phi) for _, r in runs)
-            out = dataclasses.replace(
-                out, tolerance=max(growth, 0.0) * state.tolerance + own
-            )
+            out = dataclasses.replace(out, tolerance=off + own)
         if not linear:
             kept = max(r.carried(slopes) for _, r in runs) * state.pair_tolerance
             out = dataclasses.replace(out, pair_tolerance=kept + pair_error(state))
@@ -109,7 +108,7 @@ class Pointwise:
         symmetric = all(f.symmetric for _, f in states[0].parts)
         filled = not any(f.empty for _, f in states[0].parts)
         sound = linear or (slopes is not None and symmetric and filled)
-        parts, shift, growth, unlike = [], 0.0, 0.0, 0.0
+        parts, shift, off, unlike = [], 0.0, 0.0, 0.0
         for (n, f), (_, ct) in zip(states[0].parts, cotangent.parts, strict=True):
             if ct.through is not None:
                 got = ct.replace(
@@ -137,7 +136,8 @@ class Pointwise:
                 if not sound:
                     unlike = max(unlike, 0.0 if slopes else run.unlike(slope))
                     local = run.local(phi, slope)
-                    growth = max(growth, abs(local.gradient_growth))
+                    error = states[0].tolerance
+                    off = max(off, local.off_by(slope, local.gradient_growth, error))
             parts.append((n, got))
         # The factor phi' is a moment of the forward value: its grade enters.
         grade = cotangent.grade if linear else worst(cotangent.grade, states[0].grade)
@@ -145,7 +145,7 @@ class Pointwise:
         sources = cotangent.sources | (frozenset() if sound else states[0].sources)
         tolerance = cotangent.tolerance + 0.5 * shift
         if not sound:
-            tolerance += growth * states[0].tolerance + unlike
+            tolerance += off + unlike
             tolerance += ROUNDING if normal else NOT_NORMAL
         if not linear:
             tolerance += unclear

@@ -105,7 +105,7 @@ def _statistics(
 def _peakedness(found: Normalization, field: Field) -> float:
     """Returns E[x^4]/E[x^2]^2 - 1 of what is squared: 2 if normal."""
     if not found.centred:
-        return fluctuation.excess(field)
+        return max(fluctuation.excess(field), 1e-6)
     if field.shape is None:
         return 2.0
     return max(float(marginal.weights() @ field.shape**4) - 1.0, 1e-6)

@@ -16,6 +16,7 @@ from layerwise.theory import (
     profile as profiles,
 )
 from layerwise.theory.context import Node, RuleContext, WeightMoments
+from layerwise.theory.local import times
 from layerwise.theory.parts import aligned, fit_parts
 from layerwise.theory.registry import NoSoundRule, rule
 from layerwise.theory.rules.elementwise import worst
@@ -184,13 +185,17 @@ class Multiply:
             return [_times_parameter(ctx, node, cotangent, given)]
         a, b = states
         back = []
+        together = _together(a, b)
         for mine, other in ((a, b), (b, a)):
-            runs = []
+            runs, shift = [], 0.0
             given = _given_factor(cotangent, mine, other, out)
             moved = 0.0
             pairs = _pairs_given(cotangent, mine, other, out)
             for (n, f, g), table in zip(aligned(given, other), pairs, strict=True):
-                run = _product(f, g).replace(profile=f.profile)
+                gain, response = times(f.response, mine.average(), g, together)
+                run = _product(f, g, gain)
+                run = run.replace(profile=f.profile, response=response)
+                shift = max(shift, abs(gain))
                 if table is not None:
                     run, change = _with_pairs(run, table)
                     moved = max(moved, change)
@@ -204,7 +209,8 @@ class Multiply:
                 + other.tolerance
                 + PRODUCT
                 + cotangent.chosen
-                + max(f.own_spread for s in (a, b) for _, f in s.parts) / 2,
+                + max(f.own_spread for s in (a, b) for _, f in s.parts) / 2
+                + shift / 2,
                 pair_tolerance=cotangent.pair_tolerance + moved / 2,
             )
             back.append(fit_parts(got, mine))
