@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from layerwise import _jax
-from layerwise.theory import fluctuation, lags as lagging
+from layerwise.theory import fluctuation, lags as lagging, marginal
 from layerwise.theory.context import RuleContext
 from layerwise.theory.state import Field, Grade, State
 from layerwise.tracing import TracedModel
@@ -36,6 +36,26 @@ def state(
         lags: The lags to hold, per spatial axis; those of `lag_values` if None.
     """
     return of_array(ctx, np.asarray(ctx.data[value], np.float64), lags, ctx.white)
+
+
+def with_law(ctx: RuleContext, value: int, state: State) -> State:
+    """Returns a term of a sum with the law of its entries, if no weight has touched it.
+
+    Weights make a normal value of any other, so that nothing else reads it.
+    """
+    array = ctx.data.get(value)
+    if array is None or ctx.white or array.ndim < 2:
+        return state
+    x = np.asarray(array, np.float64)
+    apart = x - x.mean(axis=(0, -1), keepdims=True)
+    spread = np.sqrt(np.mean(np.square(apart), axis=(0, -1), keepdims=True))
+    apart = np.divide(apart, spread, out=np.zeros_like(apart), where=spread > 0)
+    shape = marginal.of_samples(apart.ravel()[:: max(1, apart.size // SAMPLES)])
+    return state.map(lambda f: f.replace(shape=shape, symmetric=False))
+
+
+SAMPLES = 4096
+"""Entries that the law of data is read from."""
 
 
 def of_array(

@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from layerwise.moments.activations import Numeric
 from layerwise.theory import lags as lagging, marginal
 from layerwise.theory.registry import NoSoundRule
 from layerwise.theory.response import NO_RESPONSE, Response
@@ -168,6 +169,34 @@ def beside_own_branch(
     return own * excess(skip) * together / skipped.channels
 
 
+def persisting(skip: Field, branch: Field, phi: Numeric, neighbours: bool) -> float:
+    """Returns what x + W phi(x) may gain, for each channel, from units that stay.
+
+    Where more than its share of a network's power is in the units that phi passes, the
+    sum is larger, and so it is at the next such sum: that is not followed, but stated.
+
+    Args:
+        skip: x.
+        branch: W phi(x).
+        phi: The function.
+        neighbours: Whether the branch reads more positions than one.
+    """
+    x, w = typical(skip), marginal.weights()
+    with np.errstate(over="ignore", under="ignore"):
+        passed = np.square(phi(x * np.exp(0.5 * skip.log_scale)))
+    scale = max(skip.log_scale, branch.log_scale)
+    mine, theirs = (float(np.mean(f.rescaled(scale).second)) for f in (skip, branch))
+    power = float(w @ passed)
+    if not (mine > 0 < theirs and 0 < power < np.inf):
+        return 0.0
+    apart = passed / power - np.square(x) / float(w @ np.square(x))
+    together = 1.0
+    if neighbours:
+        near = lagging.nearest(skip.lags)
+        together = float(np.mean(correlation_of_squares(skip)[near]))
+    return mine * theirs / (mine + theirs) ** 2 * float(w @ apart**2) * together
+
+
 def pulled_through(
     cotangent: Field,
     state: State,
@@ -214,11 +243,12 @@ def pulled_through(
     bent = alike * (bend * (1.0 + double) + 2.0 * curl * raw)
     bent = np.array(np.broadcast_to(bent, np.shape(squared)))
     bent[lagging.zero(field.lags)] += response.turn
-    bent[lagging.zero(field.lags)] *= 1.0 + peaked / 2.0
+    one = bent.copy()  # of one channel, by the weights that are read twice there
+    one[lagging.zero(field.lags)] *= 1.0 + peaked / 2.0
     aligned = response.alignment * alike * size
-    bent, aligned = (over_tap_pairs(v, field, axes) for v in (bent, aligned))
+    bent, one, aligned = (over_tap_pairs(v, field, axes) for v in (bent, one, aligned))
     # What all channels do to one that is perturbed counts by its share of them.
-    alone = bent / channels + aligned / state.channels
+    alone = one / channels + aligned / state.channels
     noise = response.local / channels
     noise += (response.power - response.local) / state.channels
     found = Response(

@@ -146,7 +146,7 @@ def smooth(
     checked(gain)
     # Positive as they should be, beyond the first order too.
     whole = np.exp(-np.clip(gain, -1.0, 1.0))
-    bend, curl = _curvature(run, slope, local.turn)
+    bend, curl = _curvature(run, phi, slope, after.centred, local.turn)
     return float(gain), Response(
         power=float(whole * (local.gradient_growth + after.power * local.growth)),
         local=float(whole * local.gradient_growth),
@@ -212,6 +212,11 @@ def two_slopes(
         NoSoundRule: If what is added is not small.
     """
     bend, curl = _kink(run, *slopes)
+    if after.centred and np.ndim(bend):
+        seen, plain = (
+            _curvature(run, phi, slope, c, 0.0) for c in (after.centred, 0.0)
+        )
+        bend, curl = bend + seen[0] - plain[0], curl + seen[1] - plain[1]
     gain, level = 0.0, 0.0
     if after.unit or after.among or after.centred or after.alignment:
         local = run.local(phi, slope)
@@ -234,15 +239,34 @@ def _kink(run: Run, up: float, down: float) -> tuple[np.ndarray, np.ndarray]:
     return jump, np.asarray(-rho * jump)
 
 
-def _curvature(run: Run, slope: Numeric, turn: float) -> tuple[np.ndarray, np.ndarray]:
-    """The bend and curl of a smooth function, by Hermite coefficients."""
+def _curvature(
+    run: Run, phi: Numeric, slope: Numeric, centred: float, turn: float
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""The bend and curl of a smooth function, by Hermite coefficients.
+
+    Of the slopes that a normalization behind it leaves: with x = phi(u) less its mean,
+    of variance 1, a pair of positions has :math:`s s' (1 - 3 (x^2 + x'^2 - 2) / 2 C +
+    x x' \rho / C)`, and `centred` is -2 / C.
+    """
     rho = run.typical_rho()
-    b = slope(run.typical()) @ marginal.hermite()
+    x, w = run.typical(), marginal.weights()
+    s = slope(x)
+    terms = [(1.0, s)]
+    if centred:
+        value = phi(x) - float(w @ phi(x))
+        value = value / np.sqrt(max(float(w @ value**2), 1e-300))
+        alike = marginal.power_sum(value @ marginal.hermite(), rho, start=0)
+        tilted = s * (1.0 + 0.75 * centred * (value**2 - 1.0))
+        terms = [(1.0, tilted), (-0.5 * centred * alike, s * value)]
     n = np.arange(marginal.ORDER + 1)
     powers = rho[..., None] ** n
-    pair = powers @ b**2
-    bend = powers[..., :-1] @ (n[1:] * b[1:] ** 2)
-    curl = powers[..., :-2] @ (np.sqrt(n[1:-1] * n[2:]) * b[2:] * b[:-2])
+    pair, bend, curl = 0.0, 0.0, 0.0
+    for weight, function in terms:
+        b = function @ marginal.hermite()
+        pair = pair + weight * (powers @ b**2)
+        bend = bend + weight * (powers[..., :-1] @ (n[1:] * b[1:] ** 2))
+        root = np.sqrt(n[1:-1] * n[2:])
+        curl = curl + weight * (powers[..., :-2] @ (root * b[2:] * b[:-2]))
     pair = np.where(np.abs(pair) > 1e-12, pair, 1.0)
     bend, curl = np.asarray(bend / pair), np.asarray(curl / pair)
     zero = lagging.zero(run.field.lags)

@@ -31,7 +31,7 @@ from layerwise.theory.context import Node, RuleContext
 from layerwise.theory.normalization import Extent, extent_of
 from layerwise.theory.parts import aligned
 from layerwise.theory.resolution import is_bent
-from layerwise.theory.state import Field, State
+from layerwise.theory.state import Field, Grade, State
 from layerwise.tracing.connections import Axis, conv_axes
 
 
@@ -69,8 +69,23 @@ def beside(
                     gained = float(np.mean(got.second)) / float(np.mean(total.second))
                     error = max(error, 0.5 * abs(math.log(gained)))
                 parts.append((n, got))
-            return tuple(parts), error
+            return tuple(parts), error + _persisting(ctx, node, states, skip)
     return sums, 0.0
+
+
+def _persisting(
+    ctx: RuleContext, node: Node, states: Sequence[State], skip: int
+) -> float:
+    """Returns what a term and a function of it may gain from units that stay."""
+    start, end = node.inputs[skip], node.inputs[1 - skip]
+    between = ctx.between(start, end)
+    reads = [n for n in between if n.inputs == (start,) and n.name == "pointwise"]
+    if not reads or any(n.name == "normalization" for n in between):
+        return 0.0
+    phi, _ = cached_float64(reads[0].data)
+    wide = any(n.name == "conv_general_dilated" for n in between)
+    value, made = states[skip].average(), states[1 - skip].average()
+    return fluctuation.persisting(value, made, phi, wide) / states[skip].channels
 
 
 def gone_with(
@@ -82,6 +97,13 @@ def gone_with(
     common with the sum's cotangent g, where that is alike at the positions p.
     """
     term, other = node.inputs[i], node.inputs[1 - i]
+    stays = _persisting(ctx, node, states, i)
+    if stays:
+        cotangent = dataclasses.replace(
+            cotangent,
+            tolerance=cotangent.tolerance + stays,
+            grade=Grade(max(cotangent.grade, Grade.APPROXIMATE)),
+        )
     branch = own_branch(ctx, term, ctx.between(term, other))
     if branch is None:
         return cotangent

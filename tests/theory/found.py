@@ -392,7 +392,7 @@ FOUND = {
         size=4,
         batch=4,
     ),
-    # A gate's power rises and falls with that of what it gates, and so does a cotangent.
+    # A gate's power goes with that of what it gates, and so does a cotangent's.
     "a product squared": Architecture(
         ("swiglu", "multiplied"),
         act="mish",
@@ -408,15 +408,19 @@ FOUND = {
         ("dilated", "squeeze_excite", "scale", "dilated", "separable", "clipped"),
         act="square",
         width=12,
+        gain=1.0,
+        head="flat",
         inputs="positive",
         size=3,
         rank=1,
+        batch=1,
     ),
     # Its spread is zero to rounding, and was below it.
     "gates that are all open or closed": Architecture(
         ("project:1", "gate_with:2", "gate_with:1", "patches", "glu"),
         act="square",
         width=24,
+        gain=1.0,
         head="first",
         inputs="sparse",
         size=3,

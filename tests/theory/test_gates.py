@@ -1,14 +1,18 @@
-"""Gates whose factor is a mean over positions: squeeze and excitation."""
+"""Gates: whose factor is a mean over positions, and behind which a power is taken."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from layerwise.theory import profile
 from layerwise.theory.predict import predict
+from layerwise.theory.response import NO_RESPONSE
+from layerwise.theory.rules import products
 from tests.theory.ensemble import measure, misses
 
 
@@ -54,3 +58,38 @@ def test_the_gate_is_told_what_slopes_behind_follow(act, blocks, key, monkeypatc
     ]
     assert off[0] < error + 0.05
     assert off[1] > error
+
+
+class Squared(nn.Module):
+    """A gated layer, and the square of what is made of it."""
+
+    act: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        dense = functools.partial(
+            nn.Dense, 24, use_bias=False, kernel_init=nn.initializers.lecun_normal()
+        )
+        x = dense()(x)
+        gated = self.act(dense(name="gate")(x)) * dense(name="up")(x)
+        return dense()(jnp.square(dense()(gated)))
+
+
+@pytest.mark.parametrize("act", [nn.silu, lambda x: x], ids=["silu", "bilinear"])
+def test_a_factor_is_told_that_its_cotangent_goes_with_the_power(act, key, monkeypatch):
+    model, x = Squared(act), jax.random.normal(key, (2, 24))
+    prediction = predict(model, None, x, draws=0)
+    drawn = measure(prediction, lambda k: model.init(k, x), x, draws=8192)
+    factors = [i for i, s in enumerate(prediction.sites) if s.path in ("gate", "up")]
+    monkeypatch.setattr(products, "times", lambda *_: (0.0, NO_RESPONSE))
+    without = predict(model, None, x, draws=0)
+    assert len(factors) >= 2
+    for i in factors:
+        values = drawn["backward"][prediction.sites[i].value]
+        error = 5 * values.std(ddof=1) / np.sqrt(len(values)) / values.mean()
+        off, before = (
+            abs(np.log(p.second["backward"][i] / values.mean()))
+            for p in (prediction, without)
+        )
+        assert off < 0.25 * before + error
+        assert before > error

@@ -9,9 +9,11 @@ import pytest
 
 import layerwise as lw
 from helpers import assert_mean_close
-from layerwise.theory import few_channels, pointwise
+from layerwise.theory import few_channels, fluctuation, pointwise
+from layerwise.theory.predict import predict
 from layerwise.theory.state import Field, Grade, State
 from layerwise.tracing.connections import Axis
+from tests.theory.ensemble import measure, misses
 
 
 HE = nn.initializers.he_normal()
@@ -129,3 +131,23 @@ def test_a_cotangent_comes_back_with_what_its_own_branch_sends(name):
     samples = got.second_moment("backward")[:, first]
     ratio = found.second["backward"][first] / found.second["backward"][last]
     assert_mean_close(samples / behind.mean(), ratio, bias=0.1 * ratio)
+
+
+class Blocks(nn.Module):
+    """Sums x + W relu(x), one behind the other."""
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(7):
+            x = x + nn.Dense(16, use_bias=False, kernel_init=HE)(nn.relu(x))
+        return nn.Dense(1)(x)
+
+
+def test_what_units_that_stay_may_add_is_stated(key, monkeypatch):
+    model, x = Blocks(), jax.random.normal(key, (2, 16))
+    prediction = predict(model, None, x, draws=0)
+    drawn = measure(prediction, lambda k: model.init(k, x), x, draws=4096)
+    assert not misses(prediction, drawn)
+    monkeypatch.setattr(fluctuation, "persisting", lambda *_: 0.0)
+    assert misses(predict(model, None, x, draws=0), drawn)
+    assert Grade.EXACT not in prediction.grade["backward"][:4]

@@ -9,6 +9,7 @@ import numpy as np
 
 from layerwise.moments.activations import Numeric, cached_float64, two_slopes
 from layerwise.theory import (
+    data,
     few_weights,
     lags as lagging,
     marginal,
@@ -287,8 +288,13 @@ class Sum:
         if a.roots & b.roots:
             parts = _collected(ctx, terms)
         else:
-            parts = tuple((n, add_fields(f, g, sign)) for n, f, g in aligned(a, b))
+            laws = [
+                data.with_law(ctx, v, s)
+                for v, s in zip(node.inputs, states, strict=True)
+            ]
+            parts = tuple((n, add_fields(f, g, sign)) for n, f, g in aligned(*laws))
             parts, own = own_channel.beside(ctx, node, states, parts, sign)
+            grade = worst(grade, Grade.APPROXIMATE) if own else grade
         return State(
             a.axes,
             parts,
