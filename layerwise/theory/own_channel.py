@@ -69,7 +69,10 @@ def beside(
                     gained = float(np.mean(got.second)) / float(np.mean(total.second))
                     error = max(error, 0.5 * abs(math.log(gained)))
                 parts.append((n, got))
-            return tuple(parts), error + _persisting(ctx, node, states, skip)
+            # Units that the first such sum makes large pass from the second on.
+            if any(f.mixture for _, f in states[skip].parts):
+                error += _persisting(ctx, node, states, skip)
+            return tuple(parts), error
     return sums, 0.0
 
 
