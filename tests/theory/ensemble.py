@@ -51,7 +51,8 @@ def measure(prediction, draw, x, *, draws, seed=0, batch=64, compiled=True):
     else:
         parts = [jax.vmap(one)(keys[i : i + batch]) for i in range(0, draws, batch)]
     got = jax.tree.map(lambda *a: np.concatenate(a, dtype=np.float64), *parts)
-    return dict(zip(DIRECTIONS, got, strict=True))
+    squares = ({v: size**2 * q for v, (size, q) in found.items()} for found in got)
+    return dict(zip(DIRECTIONS, squares, strict=True))
 
 
 def claimed(prediction):
@@ -68,6 +69,12 @@ def claimed(prediction):
     }
 
 
+def _mean_square(x):
+    """Returns (size, mean square of x / size): squares of what is small underflow."""
+    size = jnp.clip(jnp.max(jnp.abs(x)), np.finfo(np.float32).tiny, 1.0)
+    return size, jnp.mean((x / size) ** 2)
+
+
 def _moments(graph, draw, x, values, key):
     """Returns the mean squares of values, and of cotangents, in one network."""
     own, signs = jax.random.split(key)
@@ -81,7 +88,7 @@ def _moments(graph, draw, x, values, key):
 
         def on_value(v, y):
             if v in values["forward"]:
-                seen[v] = jnp.mean(jax.lax.stop_gradient(y) ** 2)
+                seen[v] = _mean_square(jax.lax.stop_gradient(y))
             return y + shifts[v] if v in shifts else y
 
         outputs = evaluate(graph, args, on_value=on_value)
@@ -94,7 +101,7 @@ def _moments(graph, draw, x, values, key):
         return loss({})[1], {}
     zero = {v: jnp.zeros(graph.avals[v].shape) for v in values["backward"]}
     back, forward = jax.grad(loss, has_aux=True)(zero)
-    return forward, {v: jnp.mean(g**2) for v, g in back.items()}
+    return forward, {v: _mean_square(g) for v, g in back.items()}
 
 
 def misses(prediction, measured, n_sigma=5.0):
