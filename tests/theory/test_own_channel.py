@@ -146,7 +146,7 @@ class Blocks(nn.Module):
 def test_what_units_that_stay_may_add_is_stated(key, monkeypatch):
     model, x = Blocks(), jax.random.normal(key, (2, 16))
     prediction = predict(model, None, x, draws=0)
-    drawn = measure(prediction, lambda k: model.init(k, x), x, draws=4096)
+    drawn = measure(prediction, lambda k: model.init(k, x), x, draws=2048)
     assert not misses(prediction, drawn)
     monkeypatch.setattr(fluctuation, "persisting", lambda *_: 0.0)
     assert misses(predict(model, None, x, draws=0), drawn)
