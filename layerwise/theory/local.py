@@ -82,8 +82,11 @@ class Local:
                     "and a function that is not homogeneous"
                 )
         reach = min(error, 600.0)
-        moved = max(abs(_change(function, self.law, 0.0, v)) for v in (-reach, reach))
-        return moved * (error / reach)
+        ends = [_change(function, self.law, 0.0, v) for v in (-reach, reach)]
+        moved = float(np.max(np.abs(ends)))
+        if moved == 0.0:
+            return 0.0
+        return moved * (error / reach) if np.isfinite(moved) else np.inf
 
     def own(self, after: Response) -> float:
         """Returns what a unit's own power adds to the logarithm."""
@@ -98,12 +101,18 @@ TYPICAL = 3.0
 
 
 def _change(function: Numeric, law: np.ndarray, low: float, high: float) -> float:
-    """Returns how log E[function^2] changes between two changes of log E[x^2]."""
-    first, last = (
-        float(marginal.weights() @ np.square(function(np.exp(0.5 * v) * law)))
-        for v in (low, high)
-    )
-    return float(np.log(max(last, 1e-300) / max(first, 1e-300)))
+    """Returns how log E[function^2] changes between two changes of log E[x^2].
+
+    Not a number where float64 does not hold it.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        first, last = (
+            float(marginal.weights() @ np.square(function(np.exp(0.5 * v) * law)))
+            for v in (low, high)
+        )
+    if not np.isfinite([first, last]).all():
+        return np.nan
+    return float(np.log(max(last, 1e-300)) - np.log(max(first, 1e-300)))
 
 
 @runtime_checkable
