@@ -157,16 +157,21 @@ def beside_own_branch(
         skip: The part of the value that it is added to.
         neighbours: Whether the branch reads more positions than one.
     """
-    together = 1.0
-    if neighbours:
-        near = lagging.nearest(skip.lags)
-        together = float(np.mean(correlation_of_squares(skip)[near]))
+    beside = _beside(skip, branch, neighbours)
+    return 2.0 * beside * excess(skip) / skipped.channels
+
+
+def _beside(skip: Field, branch: Field, neighbours: bool) -> float:
+    """Returns the product of two terms' shares, as far as what they read is alike."""
     scale = max(skip.log_scale, branch.log_scale)
     mine, theirs = (float(np.mean(f.rescaled(scale).second)) for f in (skip, branch))
     if not mine + theirs > 0:
         return 0.0
-    own = 2.0 * mine * theirs / (mine + theirs) ** 2
-    return own * excess(skip) * together / skipped.channels
+    together = 1.0
+    if neighbours:
+        near = lagging.nearest(skip.lags)
+        together = float(np.mean(correlation_of_squares(skip)[near]))
+    return mine * theirs / (mine + theirs) ** 2 * together
 
 
 def persisting(skip: Field, branch: Field, phi: Numeric, neighbours: bool) -> float:
@@ -184,17 +189,11 @@ def persisting(skip: Field, branch: Field, phi: Numeric, neighbours: bool) -> fl
     x, w = typical(skip), marginal.weights()
     with np.errstate(over="ignore", under="ignore"):
         passed = np.square(phi(x * np.exp(0.5 * skip.log_scale)))
-    scale = max(skip.log_scale, branch.log_scale)
-    mine, theirs = (float(np.mean(f.rescaled(scale).second)) for f in (skip, branch))
-    power = float(w @ passed)
-    if not (mine > 0 < theirs and 0 < power < np.inf):
+    power, beside = float(w @ passed), _beside(skip, branch, neighbours)
+    if not (beside > 0 and 0 < power < np.inf):
         return 0.0
     apart = passed / power - np.square(x) / float(w @ np.square(x))
-    together = 1.0
-    if neighbours:
-        near = lagging.nearest(skip.lags)
-        together = float(np.mean(correlation_of_squares(skip)[near]))
-    return mine * theirs / (mine + theirs) ** 2 * float(w @ apart**2) * together
+    return beside * float(w @ apart**2)
 
 
 def pulled_through(
