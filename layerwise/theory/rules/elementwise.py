@@ -136,9 +136,8 @@ class Pointwise:
                 shift = max(shift, abs(run.shift))
                 if not sound:
                     unlike = max(unlike, 0.0 if slopes else run.unlike(slope))
-                    local = run.local(phi, slope)
-                    error = states[0].tolerance
-                    off = max(off, local.off_by(slope, local.gradient_growth, error))
+                    at, error = run.local(phi, slope), states[0].tolerance
+                    off = max(off, at.off_by(slope, at.gradient_growth, error))
             parts.append((n, got))
         # The factor phi' is a moment of the forward value: its grade enters.
         grade = cotangent.grade if linear else worst(cotangent.grade, states[0].grade)
