@@ -69,7 +69,7 @@ def claimed(prediction):
     }
 
 
-def _mean_square(x):
+def mean_square(x):
     """Returns (size, mean square of x / size): squares of what is small underflow."""
     size = jnp.clip(jnp.max(jnp.abs(x)), np.finfo(np.float32).tiny, 1.0)
     return size, jnp.mean((x / size) ** 2)
@@ -88,7 +88,7 @@ def _moments(graph, draw, x, values, key):
 
         def on_value(v, y):
             if v in values["forward"]:
-                seen[v] = _mean_square(jax.lax.stop_gradient(y))
+                seen[v] = mean_square(jax.lax.stop_gradient(y))
             return y + shifts[v] if v in shifts else y
 
         outputs = evaluate(graph, args, on_value=on_value)
@@ -101,7 +101,7 @@ def _moments(graph, draw, x, values, key):
         return loss({})[1], {}
     zero = {v: jnp.zeros(graph.avals[v].shape) for v in values["backward"]}
     back, forward = jax.grad(loss, has_aux=True)(zero)
-    return forward, {v: _mean_square(g) for v, g in back.items()}
+    return forward, {v: mean_square(g) for v, g in back.items()}
 
 
 def misses(prediction, measured, n_sigma=5.0):

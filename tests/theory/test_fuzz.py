@@ -26,7 +26,7 @@ from tests.theory.architectures import (
     numbered,
     numbers,
 )
-from tests.theory.ensemble import _mean_square, measure, misses
+from tests.theory.ensemble import mean_square, measure, misses
 from tests.theory.found import FOUND
 
 
@@ -95,5 +95,5 @@ def test_those_that_failed_once(name):
 
 
 def test_the_squares_of_what_is_small_are_measured():
-    size, square = _mean_square(jax.numpy.full(4, 1e-27))
+    size, square = mean_square(jax.numpy.full(4, 1e-27))
     assert float(size) ** 2 * float(square) == pytest.approx(1e-54, rel=1e-5)
