@@ -12,7 +12,7 @@ def test_a_wrong_type_is_refused():
     with pytest.raises(BeartypeCallHintViolation):
         from_jaxpr(3)  # type: ignore[arg-type]
     with pytest.raises(BeartypeCallHintViolation):
-        absent((1.5,))  # type: ignore[arg-type]
+        absent((1.5,), 0)  # type: ignore[arg-type]
 
 
 def test_what_jax_decorates_is_checked_and_stays_what_jax_made():

@@ -11,7 +11,7 @@ import numpy as np
 
 from layerwise.measurement.coverage import blind_values
 from layerwise.measurement.statistics import Statistic, outputs
-from layerwise.measurement.taps import absent
+from layerwise.measurement.taps import Reading, absent, unread
 from layerwise.measurement.walk import Readings, Walk
 from layerwise.random import signs
 from layerwise.tracing import Loop, TracedModel
@@ -75,7 +75,7 @@ class TappedModel:
         order = _Order.of(self.values)
         weights = _Order.of([(r.layer.weight, r.iteration) for r in runs])
         frame = None if frames is None else order.split(jnp.swapaxes(frames, 0, 1))
-        width = 2 + len(outputs(self.statistics))
+        others = len(outputs(self.statistics))
         run = Walk(
             traced.loops,
             frozenset(order.shapes),
@@ -85,25 +85,26 @@ class TappedModel:
             self.statistics,
         )
 
-        def sink(value: int, shape: tuple[int, ...]) -> jax.Array:
-            return jnp.zeros(shape, jnp.promote_types(avals[value].dtype, jnp.float32))
+        def sink(value: int, shape: tuple[int, ...], others: int) -> Reading:
+            dtype = jnp.promote_types(avals[value].dtype, jnp.float32)
+            return unread(shape, others, dtype)
 
         sinks = {
-            v: sink(v, (*n, width)) for v, n in order.shapes.items() if v not in blind
+            v: sink(v, n, others) for v, n in order.shapes.items() if v not in blind
         }
         for v in self._weights_differentiated(runs, blind):
-            sinks[v] = sink(v, (*weights.shapes[v], 2))
+            sinks[v] = sink(v, weights.shapes[v], 0)
 
         def tapped(sinks: Readings) -> tuple[jax.Array, Any]:
             outs, seen, squares = run.graph(traced.graph, args, sinks, frame)
             return self._loss(outs, key), (seen, squares)
 
         (_, (seen, squares)), sunk = jax.value_and_grad(tapped, has_aux=True)(sinks)
-        entries = np.ones((len(self.values), width))
+        entries = np.ones((len(self.values), 2 + others))
         entries[:, :2] = [[avals[v].size] for v, _ in self.values]
         out = {
-            "forward": _over(order.join(seen, width), entries),
-            "backward": _over(order.join(sunk, width), entries),
+            "forward": _over(order.join(seen, others), entries),
+            "backward": _over(order.join(sunk, others), entries),
         }
         for name in ("weight", "bias"):
             at = [getattr(r.layer, name) for r in runs]
@@ -115,7 +116,7 @@ class TappedModel:
             out[name] = _over(jnp.stack(total), count)
         if self.weight_gradients:
             count = [avals[r.layer.weight].size for r in runs]
-            gradients = _over(weights.join(sunk, 2)[:, 1], count)
+            gradients = _over(weights.join(sunk, 0)[:, 1], count)
             out["weight_gradient"] = jnp.where(gradients < 0, jnp.nan, gradients)
         return out
 
@@ -179,15 +180,21 @@ class _Order:
         ]
         return cls(shapes, np.array(rows))
 
-    def join(self, arrays: dict[int, jax.Array], width: int) -> jax.Array:
-        """Returns one row per place from one array per value, absent where none is."""
-        flat = [
-            arrays[v].reshape(-1, width)
-            if v in arrays
-            else absent((math.prod(shape), width))
+    def join(self, readings: Readings, others: int) -> jax.Array:
+        """Returns one row per place from the readings of values, absent where none is.
+
+        A row is the sum, that of squares, and `others` more.
+        """
+        rows = [
+            readings[v] if v in readings else absent(shape, others)
             for v, shape in self.shapes.items()
         ]
-        joined = jnp.concatenate(flat)
+        columns = (
+            jnp.concatenate([r.total.reshape(-1, 1) for r in rows]),
+            jnp.concatenate([r.square.reshape(-1, 1) for r in rows]),
+            jnp.concatenate([r.others.reshape(r.total.size, others) for r in rows]),
+        )
+        joined = jnp.concatenate(columns, axis=1)
         if np.array_equal(self.rows, np.arange(len(joined))):
             return joined
         return joined[self.rows]

@@ -9,7 +9,7 @@ parameters are constants of what is differentiated, no weight gradient is comput
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +17,28 @@ import jax.numpy as jnp
 from layerwise.measurement.statistics import Statistic, reduce_all
 
 
-Reading = jax.Array
-"""``(2 + n,)``: sum of an array's entries and of their squares, as a frame sees them,
-and what other statistics say of it. In float32; in float64 where the entries are."""
+class Reading(NamedTuple):
+    """What is read of an array, in float32; in float64 where its entries are.
+
+    Apart rather than in one vector, which for every tap would be a kernel of its own.
+
+    Attributes:
+        total: Sum of the entries, as a frame sees them.
+        square: Sum of their squares; -1 where nothing was computed.
+        others: ``(n,)``: what other statistics say.
+    """
+
+    # Arrays; JAX builds trees of placeholders too, which type checks would refuse.
+    total: Any
+    square: Any
+    others: Any
 
 Frame = jax.Array | None
 """``(2,)`` float32: the pivot that is subtracted and the scale that is multiplied by;
 None for 0 and 1."""
 
 
-def sums(x: jax.Array, frame: Frame) -> jax.Array:
+def sums(x: jax.Array, frame: Frame) -> tuple[jax.Array, jax.Array]:
     """Returns the sums of the entries of ``(x - pivot) * scale`` and of their squares.
 
     One pass. They are divided by the number of entries at the end, all at once: then
@@ -39,21 +51,40 @@ def sums(x: jax.Array, frame: Frame) -> jax.Array:
     if frame is not None:
         frame = frame.astype(x.dtype)
         x = (x - frame[0]) * frame[1]
-    return jnp.stack([jnp.sum(x), jnp.sum(jnp.square(x))])
+    return jnp.sum(x), jnp.sum(jnp.square(x))
 
 
 @functools.partial(jax.jit, static_argnums=2)  # traced once per shape
 def read(x: jax.Array, frame: Frame, statistics: tuple[Statistic, ...]) -> Reading:
     """Returns the sums of `x` in a frame, then its statistics."""
-    first = sums(x, frame)
-    if not statistics:
-        return first
-    return jnp.concatenate([first, *reduce_all(statistics, x)])
+    total, square = sums(x, frame)
+    others = reduce_all(statistics, x)
+    return Reading(
+        total,
+        square,
+        jnp.concatenate(others) if others else jnp.zeros((0,), total.dtype),
+    )
 
 
-def absent(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Reading:
+def unread(shape: tuple[int, ...], others: int, dtype: Any) -> Reading:
+    """Returns zeros in the shape of readings, to which they are the cotangents."""
+    zeros = jnp.zeros(shape, dtype)
+    return Reading(zeros, zeros, jnp.zeros((*shape, others), dtype))
+
+
+def absent(shape: tuple[int, ...], others: int, dtype: Any = jnp.float32) -> Reading:
     """Returns readings of values that were not computed: squares that sum to -1."""
-    return jnp.full(shape, jnp.nan, dtype).at[..., 0].set(0).at[..., 1].set(-1)
+    return Reading(
+        jnp.zeros(shape, dtype),
+        jnp.full(shape, -1, dtype),
+        jnp.full((*shape, others), jnp.nan, dtype),
+    )
+
+
+def absent_like(reading: Reading) -> Reading:
+    """Returns `absent` in the shapes and the dtype of a reading."""
+    like = reading.others
+    return absent(like.shape[:-1], like.shape[-1], like.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

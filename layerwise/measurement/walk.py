@@ -15,7 +15,7 @@ import numpy as np
 
 from layerwise import _jax
 from layerwise.measurement.statistics import Statistic
-from layerwise.measurement.taps import Reading, absent, read, tap
+from layerwise.measurement.taps import Reading, absent_like, read, tap
 from layerwise.tracing.dataflow import body_operands
 from layerwise.tracing.graph import Equation, Evaluator, Graph, evaluate
 from layerwise.tracing.layers import Loop
@@ -23,6 +23,9 @@ from layerwise.tracing.layers import Loop
 
 Readings = dict[int, Reading]
 """Value -> its reading, with a leading axis for each scan around it."""
+
+Arrays = dict[int, jax.Array]
+"""Value -> its frames, or its sum of squares, with such leading axes."""
 
 
 def squares(arrays: Mapping[int, jax.Array]) -> dict[int, jax.Array]:
@@ -73,11 +76,11 @@ class Walk:
         graph: Graph,
         args: Sequence[Any],
         sinks: Readings,
-        frames: Readings | None,
-    ) -> tuple[list[Any], Readings, Readings]:
+        frames: Arrays | None,
+    ) -> tuple[list[Any], Readings, Arrays]:
         """Returns the outputs, the readings of sites and parameters' squares."""
         seen: Readings = {}
-        second: Readings = {}
+        second: Arrays = {}
         used: dict[int, jax.Array] = {}
 
         def on_value(value: int, x: Any) -> Any:
@@ -118,8 +121,8 @@ class Walk:
         inside: dict[int, Loop],
         operands: list[Any],
         sinks: Readings,
-        frames: Readings | None,
-    ) -> tuple[list[Any], Readings, Readings]:
+        frames: Arrays | None,
+    ) -> tuple[list[Any], Readings, Arrays]:
         """Runs a scan with taps in its body.
 
         Sinks and frames go in by iteration, and readings come out by iteration.
@@ -154,8 +157,8 @@ class Walk:
         inside: dict[int, Loop],
         operands: list[Any],
         sinks: Readings,
-        frames: Readings | None,
-    ) -> tuple[list[Any], Readings, Readings]:
+        frames: Arrays | None,
+    ) -> tuple[list[Any], Readings, Arrays]:
         """Runs a cond with taps in its branches: those not taken read as absent."""
         branches = [
             functools.partial(
@@ -164,9 +167,9 @@ class Walk:
             for i, body in enumerate(equation.bodies)
         ]
         shapes = [jax.eval_shape(f, operands[1:]) for f in branches]
-        nothing: tuple[Readings, Readings] = ({}, {})
+        nothing: tuple[Readings, Arrays] = ({}, {})
         for _, seen, second in shapes:
-            nothing[0].update({v: absent(x.shape, x.dtype) for v, x in seen.items()})
+            nothing[0].update({v: absent_like(x) for v, x in seen.items()})
             nothing[1].update(
                 {v: jnp.full(x.shape, jnp.nan, x.dtype) for v, x in second.items()}
             )
@@ -188,8 +191,8 @@ class Walk:
         inside: dict[int, Loop],
         operands: list[Any],
         sinks: Readings,
-        frames: Readings | None,
-    ) -> tuple[list[Any], Readings, Readings]:
+        frames: Arrays | None,
+    ) -> tuple[list[Any], Readings, Arrays]:
         """Runs a while with its body read: the average over its iterations.
 
         JAX has no reverse derivative of a while, so that nothing is differentiated in
@@ -206,7 +209,7 @@ class Walk:
         def test(state: Any) -> jax.Array:
             return evaluate(equation.bodies[0], [*operands[:tested], *state[0]])[0]
 
-        def step(carry: list[Any]) -> tuple[list[Any], Readings, Readings]:
+        def step(carry: list[Any]) -> tuple[list[Any], Readings, Arrays]:
             constants = operands[tested : tested + constant]
             return inner.graph(equation.bodies[1], [*constants, *carry], {}, frames)
 
@@ -214,26 +217,39 @@ class Walk:
             carry, counts, totals, held = state
             outs, seen, second = step(carry)
             for v, x in seen.items():
-                ran = ~(x[..., 1] < 0)
+                ran = ~(x.square < 0)
                 counts = counts | {v: counts[v] + ran}
-                totals = totals | {v: totals[v] + jnp.where(ran[..., None], x, 0)}
+                zero = jax.tree.map(jnp.zeros_like, x)
+                more = jax.tree.map(jnp.add, totals[v], _where(ran, x, zero))
+                totals = totals | {v: more}
             held = {v: jnp.where(jnp.isnan(x), held[v], x) for v, x in second.items()}
             return outs, counts, totals, held
 
         _, seen, second = jax.eval_shape(step, carry)
         start = (
             carry,
-            {v: jnp.zeros(x.shape[:-1], jnp.int32) for v, x in seen.items()},
-            {v: jnp.zeros(x.shape, x.dtype) for v, x in seen.items()},
+            {v: jnp.zeros(x.square.shape, jnp.int32) for v, x in seen.items()},
+            {v: jax.tree.map(jnp.zeros_like, x) for v, x in seen.items()},
             {v: jnp.full(x.shape, jnp.nan, x.dtype) for v, x in second.items()},
         )
         outs, counts, totals, held = jax.lax.while_loop(test, body, start)
         means = {
-            v: jnp.where(
-                counts[v][..., None] > 0,
-                x / jnp.maximum(counts[v], 1)[..., None],
-                absent(x.shape, x.dtype),
-            )
+            v: _where(counts[v] > 0, _over(x, counts[v]), absent_like(x))
             for v, x in totals.items()
         }
         return outs, means, held
+
+
+def _where(condition: jax.Array, reading: Reading, other: Reading) -> Reading:
+    return Reading(
+        jnp.where(condition, reading.total, other.total),
+        jnp.where(condition, reading.square, other.square),
+        jnp.where(condition[..., None], reading.others, other.others),
+    )
+
+
+def _over(reading: Reading, count: jax.Array) -> Reading:
+    count = jnp.maximum(count, 1)
+    return Reading(
+        reading.total / count, reading.square / count, reading.others / count[..., None]
+    )
