@@ -41,6 +41,7 @@ def finished(tmp_path_factory):
     return folder, start(small(), folder)
 
 
+@pytest.mark.slow
 def test_writes_what_it_says(finished):
     folder, table = finished
     assert {p.name for p in folder.iterdir()} == {
@@ -55,6 +56,7 @@ def test_writes_what_it_says(finished):
     assert (folder / "variance_curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_refuses_a_folder_of_another_configuration(finished):
     folder, _ = finished
     other = small()

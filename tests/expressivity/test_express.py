@@ -52,15 +52,16 @@ def check(model, x, key):
     return form, names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
         "preresnet",
         "cifar_densenet",
-        pytest.param("fractalnet", marks=pytest.mark.slow),
-        pytest.param("ror3", marks=pytest.mark.slow),
-        pytest.param("se_resnet18", marks=pytest.mark.slow),
-        pytest.param("densenet121", marks=pytest.mark.slow),
+        "fractalnet",
+        "ror3",
+        "se_resnet18",
+        "densenet121",
     ],
 )
 def test_zoo_blocks_as_concat_affine_relu(name, key):
@@ -156,6 +157,7 @@ def test_what_cannot_be_expressed_is_named(key):
         express(lambda w, x: x @ w, x, params=jnp.eye(4), rtol=0.0)
 
 
+@pytest.mark.slow
 def test_a_form_that_is_not_the_model_is_refused(key):
     """The comparison can fail: carries through ReLUs are wrong for negative values."""
     model = nn.Sequential(

@@ -78,7 +78,11 @@ def test_linear_blocks_sum_over_paths_to_the_product(n, key, x64):
     assert abs(run_blocks(blocks, x)[-1] - product).max() < 1e-10
 
 
-@pytest.mark.parametrize("after", [lambda x: x, jax.nn.relu], ids=["v2", "v1"])
+@pytest.mark.parametrize(
+    "after",
+    [pytest.param(lambda x: x, marks=pytest.mark.slow), jax.nn.relu],
+    ids=["v2", "v1"],
+)
 def test_gradients_sum_over_paths_to_the_gradient(after, key, x64):
     blocks = make_blocks(key, 8, 5, rectified, after=after)
     x, cotangent = jax.random.normal(key, (2, 4, 5))

@@ -189,7 +189,14 @@ class Dropped(nn.Module):
         return nn.Dense(4)(x)
 
 
-@pytest.mark.parametrize("scheme", ["kaiming_fan_in", "kernel_forward", "lsuv"])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        pytest.param("kaiming_fan_in", marks=pytest.mark.slow),
+        "kernel_forward",
+        pytest.param("lsuv", marks=pytest.mark.slow),
+    ],
+)
 def test_streams_of_the_call_are_passed_on(scheme, key):
     x, rngs = jax.random.normal(key, (8, 12)), {"dropout": jax.random.key(1)}
     params = lw.initialize(Dropped(), x, key, scheme, rngs=rngs)

@@ -144,7 +144,9 @@ FANS = {
 }
 
 
-@pytest.mark.parametrize("distribution", ["normal", "orthogonal"])
+@pytest.mark.parametrize(
+    "distribution", ["normal", pytest.param("orthogonal", marks=pytest.mark.slow)]
+)
 def test_fans_are_those_of_the_operation(distribution, key):
     inputs = (jnp.ones((2, 8, 8, 16)), jnp.zeros((2, 5), int))
     scale = {

@@ -38,7 +38,7 @@ class Net(nn.Module):
 TOKENS = jax.random.randint(jax.random.key(1), (4, 6), 0, 20)
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_every_operation_is_unit_on_the_batch(shared, key):
     law = lw.scheme_law(Net(shared), TOKENS, "lsuv", distribution="normal")
     params = jax.jit(law)(key)

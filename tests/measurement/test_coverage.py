@@ -25,6 +25,7 @@ def row(m, name, direction="forward"):
     return m.second_moment(direction)[:, i]
 
 
+@pytest.mark.slow
 def test_the_branch_that_a_draw_takes_is_measured(key):
     def model(p, x):
         x = x @ p["in"]
@@ -114,6 +115,7 @@ def test_a_layer_behind_a_custom_derivative_is_listed(key):
     assert re.match(r"custom_vjp_call at .*test_coverage.py", got.untapped[0])
 
 
+@pytest.mark.slow
 def test_select_reduces_what_is_measured(key):
     class Net(nn.Module):
         @nn.compact

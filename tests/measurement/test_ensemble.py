@@ -30,11 +30,19 @@ def curves(m):
     return np.concatenate([m.curve("forward"), m.curve("backward")])
 
 
+@pytest.mark.slow
 def test_repeats_are_bit_identical(net):
     np.testing.assert_array_equal(curves(measure(net)), curves(measure(net)))
 
 
-@pytest.mark.parametrize("cut", [{"chunk": 1}, {"chunk": 3}, {"batch_size": 2}])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"chunk": 1},
+        pytest.param({"chunk": 3}, marks=pytest.mark.slow),
+        pytest.param({"batch_size": 2}, marks=pytest.mark.slow),
+    ],
+)
 def test_how_draws_are_cut_changes_only_rounding(net, cut):
     np.testing.assert_allclose(curves(measure(net, **cut)), curves(measure(net)), 1e-5)
 

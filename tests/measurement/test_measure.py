@@ -72,9 +72,8 @@ def site_name(site):
     return "input" if site.kind == "input" else f"{site.path}.{site.kind}"
 
 
-@pytest.mark.parametrize(
-    "dtype", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_every_statistic_is_the_explicit_one(dtype, key):
     with jax.enable_x64(dtype == jnp.float64):
         x = 1.3 * jax.random.normal(key, (3, 16, 16, 3), dtype) + 0.4
@@ -134,6 +133,7 @@ def test_repeats_are_bit_identical_and_chunks_change_rounding_only(images):
     np.testing.assert_allclose(curves(one)[:2], curves(fewer), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_without_rewrites_the_numbers_are_the_same(images):
     fast = lw.measure(Chain(), None, images, draws=2)
     plain = lw.measure(Chain(), None, images, draws=2, rewrite=False)
@@ -171,6 +171,7 @@ def test_default_cotangents_have_unit_second_moment(images):
     np.testing.assert_allclose(got.curve("backward")[:, -1], 1.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_linen_nnx_and_function_twins_agree(key):
     from flax import nnx
 
@@ -205,6 +206,7 @@ def test_linen_nnx_and_function_twins_agree(key):
     np.testing.assert_allclose(curves(linen)[0], curves(nnx_)[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_squares_beyond_float32_are_measured():
     """Entries of 1e-30 and of 1e+28 have squares that float32 cannot hold."""
 
@@ -250,6 +252,7 @@ def test_a_large_mean_does_not_eat_the_variance():
     assert got.variance["forward"][0, i] == pytest.approx(u.var(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_overflow_is_counted_and_named_not_averaged(key):
     class Exploding(nn.Module):
         @nn.compact
@@ -287,6 +290,7 @@ def test_overflow_backward_alone_is_named_too(key):
     assert set(got.nonfinite().values()) == {"backward at input (input)"}
 
 
+@pytest.mark.slow
 def test_interruption_returns_what_is_done(images):
     def stop(done, total):
         if done == 4:

@@ -58,6 +58,7 @@ def both(m):
     return np.concatenate([m.second_moment(d)[0] for d in ("forward", "backward")])
 
 
+@pytest.mark.slow
 def test_a_scan_is_measured_iteration_by_iteration(key):
     x, params, flat = twins(key)
     scan = lw.measure(Scanned(), params, x, draws=1, loss=jnp.sum)
@@ -114,6 +115,7 @@ def test_loops_in_loops_and_large_values(key):
     np.testing.assert_allclose(both(got), both(want), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_recurrent_network(key):
     model = nn.RNN(nn.GRUCell(5))
     x = jax.random.normal(key, (3, 4, 2))
@@ -166,6 +168,7 @@ def test_attention_tied_weights_and_embeddings(key):
     assert np.isfinite(got.curve("backward")[:, 1:]).all()
 
 
+@pytest.mark.slow
 def test_half_precision_models_have_statistics_in_float32(key):
     class Net(nn.Module):
         dtype: Any

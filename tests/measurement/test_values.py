@@ -19,7 +19,7 @@ assert program_models
 
 # A network in each of these runs always, in one precision; all of them in both when
 # slow tests do.
-QUICK = ("tied_embedding", "a_cond", "nnx_module")
+QUICK = ("a_cond", "nnx_module")
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 RUNS = [
     pytest.param(

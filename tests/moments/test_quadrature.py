@@ -31,6 +31,7 @@ def test_a_jump_anywhere_is_found(at):
     assert abs(got.value - ndtr(-at)) <= got.error + 1e-15
 
 
+@pytest.mark.slow
 @given(scale=st.floats(1e-3, 1e3))
 def test_steep_functions(scale):
     """E[tanh(s z)^2] for large s nears 1 - sqrt(2/pi)/s, for small s is s^2."""

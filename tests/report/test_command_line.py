@@ -96,6 +96,7 @@ def test_a_sick_model_exits_with_1_and_writes_everything(models, tmp_path, capsy
     assert len(page) < 2e6
 
 
+@pytest.mark.slow
 def test_two_inputs_one_of_integers_and_keyword_arguments(models, capsys):
     status = cli.main([
         "report", f"{models}:Pair", "--input", "int:4,6:vocab=20", "--input", "4,8",
@@ -208,9 +209,10 @@ def test_an_input_that_was_not_given(models, capsys):
         ),
         ("instance --input 4,8 --kwargs {'x2':1}", ["'x2'", "--input SHAPE\n"]),
         ("Nnx --args [8] --input 4,9", ["their_models.py:", "--args '[8]' --input"]),
-        (
+        pytest.param(
             "Words --input int:4,6:vocab=90 --draws 1 --predict none",
             ["Embed_0: the inputs ask for row", "--input int:4,6:vocab=20"],
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -37,7 +37,7 @@ def test_connections_of_the_zoo_at_published_size(name):
         ("cifar_resnet", {"depth": 110}, 2**54),
         ("vit_ti16", {}, 2**24),
         ("vgg16", {}, 1),
-        ("bn_inception", {}, 4**8 * 3**2),
+        pytest.param("bn_inception", {}, 4**8 * 3**2, marks=pytest.mark.slow),
     ],
 )
 def test_paths_of_the_zoo(name, kwargs, paths):

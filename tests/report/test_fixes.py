@@ -5,7 +5,7 @@ import re
 import jax
 import pytest
 from report.labelled import CASES, Case
-from report.test_verdict import CHEAP, diagnosis_of
+from report.test_verdict import diagnosis_of
 
 import layerwise as lw
 from layerwise.report.remedies import SPREAD_FIX
@@ -14,6 +14,8 @@ from layerwise.report.remedies import SPREAD_FIX
 LONG = "post-norm, gain 4, depth 48, scanned"  # the scheme writes its 48 blocks out
 
 SICK = [n for n, case in CASES.items() if case.sick and n != LONG]
+
+CHEAP = "stddev 1 everywhere"
 
 IN_WORDS = (
     "BatchNorm, one example",
@@ -55,7 +57,7 @@ def typed(fix: str, case: Case) -> lw.Diagnosis:
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in CHEAP else pytest.param(n, marks=pytest.mark.slow) for n in SICK]
+    "name", [n if n == CHEAP else pytest.param(n, marks=pytest.mark.slow) for n in SICK]
 )
 def test_what_is_proposed_heals(name):
     case = CASES[name]

@@ -170,6 +170,7 @@ def test_forms_match_samples(form):
     check(Around(form), tokens(), 192)
 
 
+@pytest.mark.slow
 def test_masked_scores_are_not_sampled():
     """They hold -3e38: once their moments were taken, and the prediction broke."""
     got = predict(Around("flax_causal"), None, tokens(), draws=0)
@@ -227,6 +228,7 @@ class Bare(nn.Module):
         return nn.Dense(16)(by_hand(self.scale * q, k, v, mask=mask)[:, :, 0])
 
 
+@pytest.mark.slow
 def test_without_scores_it_is_the_mean():
     x = tokens(correlation=0.0)
     got = predict(Bare(0.0), None, x, draws=0)

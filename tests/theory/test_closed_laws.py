@@ -162,6 +162,7 @@ def test_finite_width_of_relu():
     assert finite_width.second_moment_of_length([10, 10]) == pytest.approx(2.25)
 
 
+@pytest.mark.slow
 def test_second_moment_of_length_matches_samples(key):
     """A ReLU network 8-8-8: E[M^2]/E[M]^2 of the mean square behind its last layer."""
 

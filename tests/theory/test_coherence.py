@@ -75,7 +75,10 @@ FORMS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form",
+    [n if n == "ReLU" else pytest.param(n, marks=pytest.mark.slow) for n in FORMS],
+)
 def test_blocks_that_end_with_an_activation(form, key):
     model = Blocks(**FORMS[form])
     shape = (4, 6, 6, 3) if model.conv else (4, 32)
@@ -121,6 +124,7 @@ def projections(depth, width, draws):
     return np.asarray(many, np.float64)
 
 
+@pytest.mark.slow
 def test_projections_of_wide_relu_blocks():
     depth, width = 4, 96
     q, mean = [0.5], [1 / np.sqrt(2 * np.pi)]

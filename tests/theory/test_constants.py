@@ -68,7 +68,15 @@ def test_a_mask_that_differs_by_example_is_measured():
     assert "differs by example" in " ".join(prediction.sampled.values())
 
 
-@pytest.mark.parametrize("place", [window, counts, mask, codes])
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(window, marks=pytest.mark.slow),
+        counts,
+        pytest.param(mask, marks=pytest.mark.slow),
+        codes,
+    ],
+)
 def test_fixed_arrays_are_not_random(place):
     x = jax.random.normal(jax.random.key(1), (4, SIZE, 4))
     prediction = predict(network(place), draw(jax.random.key(0)), x, law=draw)

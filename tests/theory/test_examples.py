@@ -62,6 +62,7 @@ class Pooled(nn.Module):
         return nn.Dense(4)(nn.Dense(16)(nn.max_pool(x, (2, 2), (2, 2))).mean((1, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draws", [0, 8])
 def test_what_no_rule_makes_of_one_example_is_sampled_or_left_out(key, draws):
     x = np.array(jax.random.normal(key, (4, 8, 8, 3)))
@@ -78,9 +79,8 @@ def test_what_no_rule_makes_of_one_example_is_sampled_or_left_out(key, draws):
     )
 
 
-@pytest.mark.parametrize(
-    "phi", [nn.gelu, pytest.param(nn.tanh, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("phi", [nn.gelu, nn.tanh])
 def test_examples_of_different_size_are_predicted(batch, phi):
     model = Mlp(phi)
     predicted = lw.predict(model, None, batch)
@@ -95,6 +95,7 @@ def test_examples_of_different_size_are_predicted(batch, phi):
         assert stated.max() < 0.05
 
 
+@pytest.mark.slow
 def test_what_the_model_does_to_the_whole_batch_is_done_to_the_whole(batch):
     inside = lw.predict(Mlp(centred=True), None, batch)
     outside = lw.predict(Mlp(), None, batch - batch.mean(axis=0))

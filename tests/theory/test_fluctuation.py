@@ -53,7 +53,7 @@ def errors(prediction, draws, direction):
     )
 
 
-@pytest.mark.parametrize("name", ["silu", "gelu"])
+@pytest.mark.parametrize("name", [pytest.param("silu", marks=pytest.mark.slow), "gelu"])
 def test_order_one_over_width_is_carried(name, monkeypatch):
     model, x, prediction, draws = measured(name)
     assert not misses(prediction, draws)
@@ -230,6 +230,7 @@ def test_zeros_among_examples_stay_zeros(share):
     assert np.any(law == 0.0) == (share > 0)
 
 
+@pytest.mark.slow
 def test_a_depthwise_convolution_adds_what_weights_and_masks_have_in_common():
     class Model(nn.Module):
         @nn.compact

@@ -83,13 +83,8 @@ def test_many_random_architectures(shard):
     run()
 
 
-SMALLEST = "random gains"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [n if n == SMALLEST else pytest.param(n, marks=pytest.mark.slow) for n in FOUND],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FOUND)
 def test_those_that_failed_once(name):
     check(FOUND[name])
 

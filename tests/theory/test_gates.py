@@ -34,6 +34,7 @@ class Excited(nn.Module):
         return nn.Dense(3)(self.act(x).mean((1, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("act", "blocks"), [(nn.relu, 2), (nn.silu, 1)], ids=["relu", "silu"]
 )

@@ -23,7 +23,7 @@ class Halves(nn.Module):
         return nn.Dense(3)(nn.gelu(x[..., 12:]).mean((1, 2)))
 
 
-@pytest.mark.parametrize("of_each", [1, 4])
+@pytest.mark.parametrize("of_each", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_unlike_halves_stay_apart(of_each, key, monkeypatch):
     model, x = Halves(of_each), jax.random.normal(key, (2, 6, 6, 3))
     prediction = predict(model, None, x, draws=0)

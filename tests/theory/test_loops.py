@@ -108,6 +108,7 @@ def test_a_state_read_from_all_that_a_scan_stacked_is_that_state():
     np.testing.assert_allclose(curves(cut), curves(carried), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_states_of_one_recurrent_layer_are_read_one_by_one_by_the_next():
     def two(p, x):
         _, first = states(p, x)

@@ -33,7 +33,9 @@ def network(params, x, centred):
     return jax.nn.relu(u) @ params["last"]
 
 
-@pytest.mark.parametrize("centred", [True, False], ids=["layer", "rms"])
+@pytest.mark.parametrize(
+    "centred", [pytest.param(True, marks=pytest.mark.slow), False], ids=["layer", "rms"]
+)
 def test_a_second_moment_that_fluctuates_is_divided_by(centred, key, monkeypatch):
     model = functools.partial(network, centred=centred)
     # The power of one example is four times that of the other.
@@ -66,7 +68,9 @@ def test_a_value_is_part_of_what_it_is_divided_by(function, count, key):
 
 
 @pytest.mark.parametrize(
-    "norm", [nn.LayerNorm, nn.RMSNorm, nn.GroupNorm], ids=lambda n: n.__name__
+    "norm",
+    [pytest.param(nn.LayerNorm, marks=pytest.mark.slow), nn.RMSNorm, nn.GroupNorm],
+    ids=lambda n: n.__name__,
 )
 def test_what_is_added_to_a_small_variance_counts(norm, key):
     class Small(nn.Module):

@@ -103,7 +103,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "relu" else pytest.param(n, marks=pytest.mark.slow) for n in CASES],
+)
 def test_a_value_is_large_where_what_a_depthwise_convolution_makes_of_it_is(name):
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
     model = CASES[name]
@@ -118,7 +121,13 @@ def test_a_value_is_large_where_what_a_depthwise_convolution_makes_of_it_is(name
         assert_mean_close(samples, predicted, bias=0.015 * predicted)
 
 
-@pytest.mark.parametrize("name", ["relu", "difference", "gelu"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "relu",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("difference", "gelu")),
+    ],
+)
 def test_a_cotangent_comes_back_with_what_its_own_branch_sends(name):
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
     model = CASES[name]

@@ -49,7 +49,7 @@ class Deep(nn.Module):
         return nn.Dense(3)(x.mean((1, 2)))
 
 
-@pytest.mark.parametrize("sizes", [(3,), (3, 1)])
+@pytest.mark.parametrize("sizes", [(3,), pytest.param((3, 1), marks=pytest.mark.slow)])
 def test_rows_filled_in_are_those_computed(sizes, monkeypatch):
     net, x = Deep(sizes), image(4)
     filled = []
@@ -86,7 +86,7 @@ def test_rows_filled_in_are_those_computed(sizes, monkeypatch):
         )
 
 
-@pytest.mark.parametrize("sizes", [(3,), (3, 1)])
+@pytest.mark.parametrize("sizes", [(3,), pytest.param((3, 1), marks=pytest.mark.slow)])
 def test_single_positions_go_on_alone_as_they_would_with_their_pairs(
     sizes, monkeypatch
 ):
@@ -127,6 +127,7 @@ class Residual(nn.Module):
         return x + nn.Dense(16)(nn.relu(x)), None
 
 
+@pytest.mark.slow
 def test_a_residual_sum_never_settles(monkeypatch):
     monkeypatch.setattr(Row, "ahead", lambda *_: pytest.fail("filled in"))
     body = nn.scan(

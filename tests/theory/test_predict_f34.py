@@ -50,7 +50,7 @@ def test_exact_table_at_224(scheme):
     np.testing.assert_allclose(got.curve("backward")[: len(r)], r, rtol=5e-5)
 
 
-@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("size", [32, pytest.param(64, marks=pytest.mark.slow)])
 def test_exact_table_at_smaller_sizes(size):
     variances = SCHEMES["kaiming_fan_in"]["variance"]
     got = predict(

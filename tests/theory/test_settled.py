@@ -83,12 +83,19 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        n if n in ("RMS", "ReLU of layer") else pytest.param(n, marks=pytest.mark.slow)
+        for n in NETWORKS
+    ],
+)
 def test_normalized_networks(name, key):
     _, prediction, drawn = both(NETWORKS[name], key)
     assert not misses(prediction, drawn)
 
 
+@pytest.mark.slow
 def test_channels_that_are_normalized_do_not_fluctuate(key, monkeypatch):
     model = NETWORKS["RMS of squares"]
     x, prediction, drawn = both(model, key)
@@ -97,6 +104,7 @@ def test_channels_that_are_normalized_do_not_fluctuate(key, monkeypatch):
     assert off(predict(model, None, x, draws=0), drawn, "v", "forward", -1) > 5
 
 
+@pytest.mark.slow
 def test_a_value_with_a_mean_is_part_of_what_it_is_divided_by(key, monkeypatch):
     model = NETWORKS["squares of RMS of squares"]
     x, _, drawn = both(model, key, 1024)
@@ -104,7 +112,9 @@ def test_a_value_with_a_mean_is_part_of_what_it_is_divided_by(key, monkeypatch):
     assert misses(predict(model, None, x, draws=0), drawn)
 
 
-@pytest.mark.parametrize("what", ["alignment", "level"])
+@pytest.mark.parametrize(
+    "what", [pytest.param("alignment", marks=pytest.mark.slow), "level"]
+)
 def test_along_the_value_channels_add_up(what, key, monkeypatch):
     model = Normalized(nn.LayerNorm, None, nn.relu, law="normal")
     x, prediction, drawn = both(model, key)
@@ -127,7 +137,9 @@ def test_relu_in_front_of_squares(key, monkeypatch):
     assert off(predict(model, None, x, draws=0), drawn, "u", "backward") > 5
 
 
-@pytest.mark.parametrize("law", ["truncated_normal", "uniform"])
+@pytest.mark.parametrize(
+    "law", [pytest.param("truncated_normal", marks=pytest.mark.slow), "uniform"]
+)
 def test_squares_of_sums_that_are_nearly_normal(law, key, monkeypatch):
     model = Normalized(act=nn.relu, law=law)
     x, prediction, drawn = both(model, key)
@@ -152,10 +164,16 @@ class Chain(nn.Module):
         return nn.Dense(4)(x)
 
 
-ROWS = [(nn.LayerNorm, True, 48), (nn.LayerNorm, False, 24), (nn.RMSNorm, False, 96)]
+ROWS = [
+    pytest.param(nn.LayerNorm, True, 48, marks=pytest.mark.slow),
+    (nn.LayerNorm, False, 24),
+    (nn.RMSNorm, False, 96),
+]
 
 
-@pytest.mark.parametrize("act", [nn.relu, nn.gelu])
+@pytest.mark.parametrize(
+    "act", [nn.relu, pytest.param(nn.gelu, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("norm", "last", "width"), ROWS)
 def test_rows_of_normalized_layers(norm, last, width, act, key):
     """What is large is divided by more: E[p/q] is less than E[p] E[1/q]."""

@@ -67,6 +67,9 @@ NETWORKS: dict[str, Any] = {
 }
 
 
+CHEAPEST = "dense, residual"
+
+
 def second_of(dtype, init):
     """The law of a dense kernel, and draws of it."""
     model = nn.Dense(64, use_bias=False, param_dtype=dtype, kernel_init=init)
@@ -78,7 +81,13 @@ def second_of(dtype, init):
     return found.leaves["kernel"], np.asarray(draws, np.float64)
 
 
-@pytest.mark.parametrize("init", INITIALIZERS)
+@pytest.mark.parametrize(
+    "init",
+    [
+        n if n in ("uniform", "positive") else pytest.param(n, marks=pytest.mark.slow)
+        for n in INITIALIZERS
+    ],
+)
 def test_the_law_of_a_leaf_does_not_depend_on_the_precision_of_one_before(init):
     for dtype in (jnp.float32, *HALF, jnp.float32):
         leaf, draws = second_of(dtype, INITIALIZERS[init])
@@ -91,8 +100,13 @@ def test_the_law_of_a_leaf_does_not_depend_on_the_precision_of_one_before(init):
     assert half.mean != 0
 
 
-@pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(jnp.bfloat16, marks=pytest.mark.slow), jnp.float16]
+)
+@pytest.mark.parametrize(
+    "name",
+    [n if n == CHEAPEST else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS],
+)
 def test_deep_networks(dtype, name, key):
     model = Deep(dtype, **NETWORKS[name])
     shape = (4, 6, 6, 3) if model.conv else (4, 32)

@@ -75,7 +75,7 @@ def checked(apply, draw, x):
     return prediction, misses(prediction, measure(prediction, draw, x, draws=512))
 
 
-@pytest.mark.parametrize("product", [dense, conv])
+@pytest.mark.parametrize("product", [dense, pytest.param(conv, marks=pytest.mark.slow)])
 def test_weight_standardization_sees_what_differs_only(product):
     draw = functools.partial(normal, shapes(product))
     apply = network(product, standardized, jax.nn.relu)
@@ -87,6 +87,7 @@ def test_weight_standardization_sees_what_differs_only(product):
         assert q[3] / q[2] == pytest.approx(0.5 - 0.5 / np.pi, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_kernels_of_one_tap_lose_nothing_at_the_border():
     sizes = shapes(conv)
 

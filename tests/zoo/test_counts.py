@@ -119,6 +119,7 @@ PYRAMIDS = {
 # Tracing one of these takes seconds: hundreds of layers, or hundreds of widths.
 SLOW_DEPTH = 100
 SLOW_NAMES = {
+    "cifar_densenet_bc",
     "convnext_b",
     "densenet121",
     "densenet201",

@@ -19,6 +19,8 @@ from tests.nn.running import compile_once, constant_he_normal, init
 REPRESENTATIVES = sorted(
     {type(zoo.entry(n).build_small()): n for n in reversed(zoo.names())}.values()
 )
+# Those that take several seconds to compile.
+HEAVY = ("bn_inception", "f50", "fpn_resnet50", "senet154", "stacked_hourglass")
 DTYPES = (jnp.float32, jnp.bfloat16)
 
 
@@ -56,7 +58,13 @@ def run(model, key, dtype, *, train):
     return compile_once(jax.vmap(one_draw))(x, jax.random.split(key))
 
 
-@pytest.mark.parametrize("name", REPRESENTATIVES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n
+        for n in REPRESENTATIVES
+    ],
+)
 def test_every_kernel_gets_a_gradient(name, key):
     model = zoo.entry(name).build_small(kernel_init=constant_he_normal())
     value, gradient, _ = run(model, key, jnp.float32, train=False)

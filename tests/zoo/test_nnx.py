@@ -19,7 +19,7 @@ from tests.nn.running import apply, compile_once, constant_he_normal, init
 TWINS = [
     ("f34", {"width": 2}, False),
     ("f50", {"width": 2}, False),
-    ("resnet18", {}, True),
+    pytest.param("resnet18", {}, True, marks=pytest.mark.slow),
     ("resnet50", {"depths": (1, 1), "groups": 2}, True),
     ("resnet50", {"depths": (1, 1), "use_norm": False}, False),
     ("vit_b16", {"dropout": 0.1}, False),
