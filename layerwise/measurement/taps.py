@@ -33,6 +33,7 @@ class Reading(NamedTuple):
     square: Any
     others: Any
 
+
 Frame = jax.Array | None
 """``(2,)`` float32: the pivot that is subtracted and the scale that is multiplied by;
 None for 0 and 1."""
