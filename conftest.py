@@ -35,7 +35,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Lets one machine run a part of the tests, chosen by their names alone."""
-    parser.addoption("--part", metavar="K/N", help="one of N parts: 0/5 to 4/5")
+    parser.addoption("--part", metavar="K/N", help="one of N parts: 0/6 to 5/6")
 
 
 def pytest_collection_modifyitems(

@@ -11,7 +11,7 @@ import numpy as np
 
 from layerwise.measurement.coverage import blind_values
 from layerwise.measurement.statistics import Statistic, outputs
-from layerwise.measurement.taps import Reading, absent, unread
+from layerwise.measurement.taps import Reading, absent
 from layerwise.measurement.walk import Readings, Walk
 from layerwise.random import signs
 from layerwise.tracing import Loop, TracedModel
@@ -85,15 +85,13 @@ class TappedModel:
             self.statistics,
         )
 
-        def sink(value: int, shape: tuple[int, ...], others: int) -> Reading:
-            dtype = jnp.promote_types(avals[value].dtype, jnp.float32)
-            return unread(shape, others, dtype)
-
         sinks = {
-            v: sink(v, n, others) for v, n in order.shapes.items() if v not in blind
+            v: _sink(avals[v], n, others)
+            for v, n in order.shapes.items()
+            if v not in blind
         }
         for v in self._weights_differentiated(runs, blind):
-            sinks[v] = sink(v, weights.shapes[v], 0)
+            sinks[v] = _sink(avals[v], weights.shapes[v], 0)
 
         def tapped(sinks: Readings) -> tuple[jax.Array, Any]:
             outs, seen, squares = run.graph(traced.graph, args, sinks, frame)
@@ -138,6 +136,12 @@ class TappedModel:
             kept = jnp.promote_types(y.dtype, jnp.float32)
             total += jnp.sum(sign * y, dtype=kept)
         return total
+
+
+def _sink(aval: Any, shape: tuple[int, ...], others: int) -> Reading:
+    """Returns zeros, whose gradient the readings of a value's cotangents become."""
+    dtype = jnp.promote_types(aval.dtype, jnp.float32)
+    return jax.tree.map(jnp.zeros_like, absent(shape, others, dtype))
 
 
 def _over(sums: jax.Array, entries: Any) -> jax.Array:

@@ -28,7 +28,7 @@ class Reading(NamedTuple):
         others: ``(n,)``: what other statistics say.
     """
 
-    # Arrays; JAX builds trees of placeholders too, which type checks would refuse.
+    # Arrays, but in trees that JAX builds of objects of its own: not to be checked.
     total: Any
     square: Any
     others: Any
@@ -42,8 +42,7 @@ None for 0 and 1."""
 def sums(x: jax.Array, frame: Frame) -> tuple[jax.Array, jax.Array]:
     """Returns the sums of the entries of ``(x - pivot) * scale`` and of their squares.
 
-    One pass. They are divided by the number of entries at the end, all at once: then
-    what joins the two is one kernel for arrays of all sizes, and compiled once. What
+    One pass. They are divided by the number of entries at the end, all at once. What
     float32 could lose, a frame keeps: digits of the variance where the mean is far
     larger (a pivot near the mean), and squares beyond float32's range (a scale). Few
     programs need one, and without it they compile in a third of the time.
@@ -65,12 +64,6 @@ def read(x: jax.Array, frame: Frame, statistics: tuple[Statistic, ...]) -> Readi
         square,
         jnp.concatenate(others) if others else jnp.zeros((0,), total.dtype),
     )
-
-
-def unread(shape: tuple[int, ...], others: int, dtype: Any) -> Reading:
-    """Returns zeros in the shape of readings, to which they are the cotangents."""
-    zeros = jnp.zeros(shape, dtype)
-    return Reading(zeros, zeros, jnp.zeros((*shape, others), dtype))
 
 
 def absent(shape: tuple[int, ...], others: int, dtype: Any = jnp.float32) -> Reading:
