@@ -180,7 +180,8 @@ class Convolution:
         like = _like(value, cotangent, got)
         shared = cotangent.coherent and any(a.taps > 1 for a in axes)
         tolerance = cotangent.tolerance + (abs(own) + turned) / 2 + omitted
-        tolerance += SHARED / read if shared else 0.0
+        if shared:
+            tolerance += (SHARED_OMITTED if ctx.white else SHARED) / read
         like = dataclasses.replace(like, tolerance=tolerance)
         return _graded(like, pattern, min(read, fan))
 
@@ -217,8 +218,11 @@ def _pulled(
     return response, apart, abs(own - apart)
 
 
-SHARED = 0.3
-"""Per channel read: weights and masks depend on each other where pixels are alike."""
+SHARED, SHARED_OMITTED = 0.3, 1.0
+"""Per channel read: weights and masks depend on each other where pixels are alike.
+
+The second in `sitewise`, which does not follow it.
+"""
 
 
 def _around(ctx: RuleContext, value: int, state: State, axes: Sequence[Axis]) -> State:
