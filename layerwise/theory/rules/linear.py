@@ -178,10 +178,7 @@ class Convolution:
         got = got.replace(response=response, lost=ct.lost)
         got, turned = turning.in_front_of_weights(got, ct, value, out, read)
         like = _like(value, cotangent, got)
-        shared = cotangent.coherent and any(a.taps > 1 for a in axes)
         tolerance = cotangent.tolerance + (abs(own) + turned) / 2 + omitted
-        if shared:
-            tolerance += (SHARED_OMITTED if ctx.white else SHARED) / read
         like = dataclasses.replace(like, tolerance=tolerance)
         return _graded(like, pattern, min(read, fan))
 
@@ -199,8 +196,9 @@ def _pulled(
 
     Slopes and weights at two positions, and a maximum and the weights that made it, are
     taken for independent in `sitewise`, as in the recursions that it refines; what that
-    leaves out is of order 1/width.
+    leaves out is of order 1/width. Some is left out wherever pixels are alike.
     """
+    shared = (cotangent.coherent and any(a.taps > 1 for a in axes)) / channels
     pull = functools.partial(
         fluctuation.pulled_through,
         state=value,
@@ -211,17 +209,17 @@ def _pulled(
     )
     response, own = pull(ct)
     if not ctx.white:
-        return response, own, 0.0
+        return response, own, SHARED * shared
     zero = lagging.zero(ct.lags)
     alone = dataclasses.replace(ct.response.apart(zero), turn=0.0)
     response, apart = pull(ct.replace(response=alone), coherent=False)
-    return response, apart, abs(own - apart)
+    return response, apart, abs(own - apart) + SHARED_APART * shared
 
 
-SHARED, SHARED_OMITTED = 0.3, 1.0
+SHARED, SHARED_APART = 0.3, 1.0
 """Per channel read: weights and masks depend on each other where pixels are alike.
 
-The second in `sitewise`, which does not follow it.
+The first of what is followed, the second where they are taken for independent.
 """
 
 
