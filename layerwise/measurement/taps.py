@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from layerwise.measurement.fast_cpu import on_cpu
 from layerwise.measurement.statistics import Statistic, reduce_all
 
 
@@ -51,7 +52,14 @@ def sums(x: jax.Array, frame: Frame) -> tuple[jax.Array, jax.Array]:
     if frame is not None:
         frame = frame.astype(x.dtype)
         x = (x - frame[0]) * frame[1]
+    if x.size < _LIBRARY and x.dtype == jnp.float32 and on_cpu():
+        x = jnp.pad(jnp.ravel(x), (0, _LIBRARY - x.size))
     return jnp.sum(x), jnp.sum(jnp.square(x))
+
+
+# Fewest entries whose sum XLA's CPU backend leaves to its library. Of fewer it makes up
+# to seven kernels for the two sums, which take ten times as long to compile.
+_LIBRARY = 4096
 
 
 @functools.partial(jax.jit, static_argnums=2)  # traced once per shape

@@ -11,11 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from layerwise import _jax
 from layerwise.measurement.statistics import Statistic
-from layerwise.measurement.taps import Reading, absent_like, read, tap
+from layerwise.measurement.taps import Reading, absent_like, read, sums, tap
 from layerwise.tracing.dataflow import body_operands
 from layerwise.tracing.graph import Equation, Evaluator, Graph, evaluate
 from layerwise.tracing.layers import Loop
@@ -29,28 +28,8 @@ Arrays = dict[int, jax.Array]
 
 
 def squares(arrays: Mapping[int, jax.Array]) -> dict[int, jax.Array]:
-    """Returns the sum of each array's squared entries, as constants.
-
-    Small arrays are laid end to end: each of their shapes would be a few kernels more
-    to compile, for no time to speak of in running.
-    """
-    wide = {
-        v: jax.lax.stop_gradient(x).astype(jnp.promote_types(x.dtype, jnp.float32))
-        for v, x in arrays.items()
-    }
-    out = {v: jnp.sum(jnp.square(x)) for v, x in wide.items() if x.size > _SMALL}
-    small = [v for v in wide if v not in out]
-    for i in range(0, len(small), _TOGETHER):
-        group = small[i : i + _TOGETHER]
-        flat = jnp.square(jnp.concatenate([jnp.ravel(wide[v]) for v in group]))
-        owner = np.repeat(np.arange(len(group)), [wide[v].size for v in group])
-        own = owner == np.arange(len(group))[:, None]
-        out.update(zip(group, jnp.sum(jnp.where(own, flat, 0), axis=1), strict=True))
-    return out
-
-
-# Entries of a small array, and how many are laid together.
-_SMALL, _TOGETHER = 2048, 64
+    """Returns the sum of each array's squared entries, as constants."""
+    return {v: sums(jax.lax.stop_gradient(x), None)[1] for v, x in arrays.items()}
 
 
 @dataclasses.dataclass(frozen=True)
