@@ -225,34 +225,76 @@ def _static(equation: Equation) -> tuple:
 
 def _evaluate(graph: Graph, groups: list[list[Chain]], key: jax.Array) -> list[Any]:
     """Runs the graph, its chains group by group."""
-    env: dict[int, Any] = dict(graph.constants)
-    env[graph.inputs[0]] = key
+    env = _Values(graph, key)
     chains = [c for group in groups for c in group]
     skipped = {id(e) for c in chains for e in (c.bits, *c.steps)}
     late: set[int] = {c.output for c in chains}
-
-    def read(atom: Any) -> Any:
-        return env[atom] if isinstance(atom, int) else atom.val
-
-    def bind(equation: Equation) -> None:
-        outs = _jax.bind(equation.eqn, [read(a) for a in equation.inputs])
-        env.update(zip(equation.outputs, outs, strict=True))
-
     waiting = []
     for equation in graph.equations:
         if id(equation) in skipped:
             continue
         if late.isdisjoint(equation.values_in):
-            bind(equation)
+            env.bind(equation)
         else:
             late.update(equation.outputs)
             waiting.append(equation)
     for group in groups:
-        leaves = _draw_group(group, read)
-        env.update(zip([c.output for c in group], leaves, strict=True))
+        leaves = _draw_group(group, env.read)
+        env.write([c.output for c in group], leaves)
     for equation in waiting:
-        bind(equation)
-    return [read(a) for a in graph.outputs]
+        env.bind(equation)
+    return [env.read(a) for a in graph.outputs]
+
+
+class _Values:
+    """The values of a graph whose keys are hashed together.
+
+    Each leaf's key is hashed from that of the draw and a number: one by one, a kernel
+    of twenty rounds for every leaf, which take longer to compile than the one that
+    draws. So they wait until one is read, and all that can be are hashed with it.
+    """
+
+    def __init__(self, graph: Graph, key: jax.Array) -> None:
+        self._avals = graph.avals
+        self._known: dict[int, Any] = dict(graph.constants)
+        self._known[graph.inputs[0]] = key
+        self._waiting: dict[int, Equation] = {}
+
+    def read(self, atom: Any) -> Any:
+        """Returns the value of an operand."""
+        if not isinstance(atom, int):
+            return atom.val
+        while atom in self._waiting:
+            self._hash()
+        return self._known[atom]
+
+    def write(self, values: Sequence[int], arrays: Sequence[Any]) -> None:
+        """Says what values are."""
+        self._known.update(zip(values, arrays, strict=True))
+
+    def bind(self, equation: Equation) -> None:
+        """Evaluates an equation; one that hashes a single key, when it is read."""
+        key = equation.outputs[0] if equation.name == "random_fold_in" else None
+        if key is not None and self._avals[key].shape == ():
+            self._waiting[key] = equation
+            return
+        outs = _jax.bind(equation.eqn, [self.read(a) for a in equation.inputs])
+        self.write(equation.outputs, outs)
+
+    def _hash(self) -> None:
+        """Hashes waiting keys of one generator that wait for no other key."""
+        ready = [
+            e
+            for e in self._waiting.values()
+            if self._waiting.keys().isdisjoint(e.values_in)
+        ]
+        kind = self._avals[ready[0].outputs[0]].dtype
+        together = [e for e in ready if self._avals[e.outputs[0]].dtype == kind]
+        keys, numbers = zip(*([self.read(a) for a in e.inputs] for e in together))
+        hashed = jax.vmap(jax.random.fold_in)(jnp.stack(keys), jnp.stack(numbers))
+        self.write([e.outputs[0] for e in together], list(hashed))
+        for equation in together:
+            del self._waiting[equation.outputs[0]]
 
 
 def _draw_group(group: Sequence[Chain], read: Callable[[Any], Any]) -> list[jax.Array]:

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import layerwise as lw
 from layerwise.measurement import fast_draw
@@ -14,6 +15,12 @@ from layerwise.tracing.graph import from_jaxpr
 def groups(draw):
     jaxpr = jax.make_jaxpr(draw)(jax.random.key(0))
     return fast_draw._groups(from_jaxpr(jaxpr))
+
+
+def count(draw, name):
+    """Equations of this name in what is compiled."""
+    graph = from_jaxpr(jax.make_jaxpr(draw)(jax.random.key(0)))
+    return sum(e.name == name for e in graph.all_equations())
 
 
 def assert_same(draw, key):
@@ -64,6 +71,38 @@ def test_leaves_of_one_law_are_drawn_together(key):
 
     assert [len(g) for g in groups(draw)] == [4]
     assert_same(draw, key)
+
+
+def test_keys_are_hashed_together(key):
+    def draw(key):
+        keys = [jax.random.fold_in(key, i) for i in (7, 3, 2**32 - 1)]
+        keys += [jax.random.fold_in(k, 5) for k in keys]
+        other = jax.random.key(3, impl="rbg")
+        more = [jax.random.fold_in(other, i) for i in range(2)]
+        leaves = [jax.random.normal(k, (8,)) for k in [*keys, *more]]
+        return leaves, [jax.random.key_data(k) for k in (*keys, *more)]
+
+    assert_same(draw, key)
+    assert count(draw, "random_fold_in") == 8
+    # Three of the draw's key, three of those, and two of another generator.
+    assert count(fast_draw.fast_draw(draw), "random_fold_in") == 3
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_a_deep_network_hashes_its_keys_at_once(kind, key):
+    def linen(key):
+        layers = nn.Sequential([nn.Dense(8) for _ in range(12)])
+        return layers.init(key, jnp.ones((2, 8)))
+
+    def with_rngs(key):
+        rngs = nnx.Rngs(key)
+        layers = nnx.Sequential(*[nnx.Linear(8, 8, rngs=rngs) for _ in range(12)])
+        return nnx.to_pure_dict(nnx.state(layers, nnx.Param))
+
+    draw = {"linen": linen, "nnx": with_rngs}[kind]
+    assert_same(draw, key)
+    assert count(draw, "random_fold_in") >= 12
+    assert count(fast_draw.fast_draw(draw), "random_fold_in") <= 2
 
 
 def test_a_leaf_whose_scale_is_random_waits_for_it(key):
