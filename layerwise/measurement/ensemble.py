@@ -75,7 +75,7 @@ class Ensemble:
 def run(
     tapped: TappedModel,
     inputs: Sequence[jax.Array],
-    draw: Callable[[jax.Array], PyTree] | None,
+    draw: jax.tree_util.Partial | None,
     key: jax.Array,
     *,
     draws: int,
@@ -91,7 +91,7 @@ def run(
     Args:
         tapped: The program with its taps.
         inputs: The data inputs.
-        draw: ``key -> params``; not needed with `stacked`.
+        draw: ``key -> params``, of `faster_draw`; not needed with `stacked`.
         key: Key of the ensemble.
         draws: Number of networks to draw.
         given: Parameters of one network to be measured as it is, or None.
@@ -219,7 +219,7 @@ class Program:
         self,
         tapped: TappedModel,
         inputs: Sequence[jax.Array],
-        draw: Callable[[jax.Array], PyTree] | None,
+        draw: jax.tree_util.Partial | None,
         given: PyTree,
         stacked: PyTree,
         key: jax.Array,
@@ -228,7 +228,6 @@ class Program:
         layout: Layout | None = None,
     ) -> None:
         self._tapped = tapped
-        self._draw = draw
         self._layout = layout
         self._given = given
         self._groups = 1 if layout is None else layout.groups
@@ -240,7 +239,8 @@ class Program:
             key = layout.put(np.asarray(key))
             inputs = layout.put_inputs(inputs)
             given, stacked = (layout.put_params(x) for x in (given, stacked))
-        self._data = (tuple(inputs), given, stacked, key)
+            draw = jax.tree.map(layout.put, draw)
+        self._data = (tuple(inputs), given, stacked, key, draw)
         own = -(-chunk // self._groups)
         self.together = min(batch_size, own)
         self._length = -(-own // self.together) * self.together
@@ -323,6 +323,7 @@ class Program:
         given: PyTree,
         stacked: PyTree,
         key: jax.Array,
+        draw: Any,
     ) -> dict[str, jax.Array]:
         if self._key_impl is not None:
             key = jax.random.wrap_key_data(key, impl=self._key_impl)
@@ -332,15 +333,13 @@ class Program:
         def drawn() -> PyTree:
             if stacked is not None:
                 return jax.tree.map(lambda x: x[jnp.maximum(number, 0)], stacked)
-            assert self._draw is not None
-            drawn = self._draw(for_params)
-            return (
-                drawn if self._layout is None else self._layout.like(drawn, self._given)
-            )
+            params = draw(for_params)
+            layout = self._layout
+            return params if layout is None else layout.like(params, self._given)
 
         if given is None:
             params = drawn()
-        elif self._draw is None and stacked is None:
+        elif draw is None and stacked is None:
             params = given
         else:
             params = jax.lax.cond(number == GIVEN, lambda: given, drawn)

@@ -52,14 +52,20 @@ def faster(equation: Equation, operands: list[Any]) -> list[Any] | None:
 
 def faster_draw(
     draw: Callable[[jax.Array], PyTree], rewrite: bool
-) -> Callable[[jax.Array], PyTree]:
+) -> jax.tree_util.Partial:
     """Returns ``key -> params`` that draws what `draw` does, on CPU by one kernel.
 
     Args:
         draw: ``key -> params``, traceable.
-        rewrite: False to return `draw` itself.
+        rewrite: False to draw as `draw` itself does.
+
+    Returns:
+        A function, and a tree of numbers to be arguments of what is compiled.
     """
-    return fast_draw(draw) if rewrite and on_cpu() else draw
+    law = fast_draw(draw) if rewrite and on_cpu() else draw
+    if isinstance(law, jax.tree_util.Partial):
+        return law
+    return jax.tree_util.Partial(lambda key: draw(key))  # a user's may have no hash
 
 
 def on_cpu() -> bool:

@@ -18,6 +18,7 @@ one is configured nothing is replaced.
 
 import dataclasses
 import heapq
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -81,6 +82,33 @@ class Chain:
         return math.prod(self.shape)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """Chains of one signature, drawn one behind the other into one array.
+
+    Attributes:
+        chains: The chains.
+        block: Entries of a block.
+        counts: Blocks of each chain.
+    """
+
+    chains: tuple[Chain, ...]
+    block: int
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, chains: Sequence[Chain]) -> "Group":
+        """Returns the group, in blocks of the size that takes least time."""
+        sizes = np.array([c.size for c in chains])
+        block = min(_BLOCKS, key=lambda b: (-(-sizes // b) * (b + _PER_BLOCK)).sum())
+        return cls(tuple(chains), block, -(-sizes // block))
+
+    @property
+    def starts(self) -> np.ndarray:
+        """First block of each chain, ``(n,)`` int32."""
+        return (np.cumsum(self.counts) - self.counts).astype(np.int32)
+
+
 def fast_draw(draw: Callable[[jax.Array], PyTree]) -> Callable[[jax.Array], PyTree]:
     """Returns ``key -> params`` that draws what `draw` does, faster on CPU.
 
@@ -89,7 +117,9 @@ def fast_draw(draw: Callable[[jax.Array], PyTree]) -> Callable[[jax.Array], PyTr
 
     Returns:
         A function of the same values up to rounding; `draw` itself where none of it can
-        be drawn faster.
+        be drawn faster. It is a `jax.tree_util.Partial` of where each leaf begins: if
+        that is an argument of what is compiled, all leaves of one shape are cut out of
+        what was drawn by one kernel, else by one for each.
     """
     if not jax.config.values["jax_threefry_partitionable"]:
         return draw
@@ -100,10 +130,14 @@ def fast_draw(draw: Callable[[jax.Array], PyTree]) -> Callable[[jax.Array], PyTr
     if not groups:
         return draw
     tree = jax.tree.structure(shape)
-    return lambda key: jax.tree.unflatten(tree, _evaluate(graph, groups, key))
+
+    def drawn(places: list[list[Any]], key: jax.Array) -> PyTree:
+        return jax.tree.unflatten(tree, _evaluate(graph, groups, places, key))
+
+    return jax.tree_util.Partial(drawn, [list(g.starts * g.block) for g in groups])
 
 
-def _groups(graph: Graph) -> list[list[Chain]]:
+def _groups(graph: Graph) -> list[Group]:
     """Returns the chains that can be drawn together, grouped."""
     follow = _Follow(graph)
     found: dict[tuple, list[Chain]] = {}
@@ -117,10 +151,16 @@ def _groups(graph: Graph) -> list[list[Chain]]:
         if not random.isdisjoint(equation.values_in):
             random.update(equation.outputs)
     groups = [
-        [c for c in chains if random.isdisjoint(_outside(c))]
+        _that_fit([c for c in chains if random.isdisjoint(_outside(c))])
         for chains in found.values()
     ]
-    return [g for g in groups if g]
+    return [Group.of(g) for g in groups if g]
+
+
+def _that_fit(chains: list[Chain]) -> list[Chain]:
+    """Returns the first chains, as many as int32 can number the entries of."""
+    ends = itertools.accumulate(c.size + _BLOCKS[-1] for c in chains)
+    return [c for c, end in zip(chains, ends, strict=True) if end < 2**31]
 
 
 def _outside(chain: Chain) -> set[int]:
@@ -135,7 +175,7 @@ def _is_drawable(graph: Graph, equation: Equation) -> bool:
         and str(graph.avals[key].dtype) == "key<fry>"
         and graph.avals[key].shape == ()
         and equation.params["bit_width"] == 32
-        and 0 < size < 2**31 - _BLOCKS[-1]
+        and size > 0
     )
 
 
@@ -223,10 +263,12 @@ def _static(equation: Equation) -> tuple:
     return tuple(sorted((k, str(v)) for k, v in equation.params.items()))
 
 
-def _evaluate(graph: Graph, groups: list[list[Chain]], key: jax.Array) -> list[Any]:
+def _evaluate(
+    graph: Graph, groups: list[Group], places: list[list[Any]], key: jax.Array
+) -> list[Any]:
     """Runs the graph, its chains group by group."""
     env = _Values(graph, key)
-    chains = [c for group in groups for c in group]
+    chains = [c for group in groups for c in group.chains]
     skipped = {id(e) for c in chains for e in (c.bits, *c.steps)}
     late: set[int] = {c.output for c in chains}
     waiting = []
@@ -238,9 +280,11 @@ def _evaluate(graph: Graph, groups: list[list[Chain]], key: jax.Array) -> list[A
         else:
             late.update(equation.outputs)
             waiting.append(equation)
-    for group in groups:
-        leaves = _draw_group(group, env.read)
-        env.write([c.output for c in group], leaves)
+    for group, own in zip(groups, places, strict=True):
+        flat = _draw_group(group, env.read)
+        for chain, at in zip(group.chains, own, strict=True):
+            leaf = jax.lax.dynamic_slice(flat, (at,), (chain.size,))
+            env.write([chain.output], [jnp.reshape(leaf, chain.shape)])
     for equation in waiting:
         env.bind(equation)
     return [env.read(a) for a in graph.outputs]
@@ -297,21 +341,18 @@ class _Values:
             del self._waiting[equation.outputs[0]]
 
 
-def _draw_group(group: Sequence[Chain], read: Callable[[Any], Any]) -> list[jax.Array]:
-    """Returns the leaves of chains of one signature."""
-    sizes = np.array([c.size for c in group])
-    block = min(_BLOCKS, key=lambda b: (-(-sizes // b) * (b + _PER_BLOCK)).sum())
-    counts = -(-sizes // block)
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    owner = jnp.asarray(np.repeat(np.arange(len(group)), counts))
-    first = (np.arange(starts[-1]) - np.repeat(starts[:-1], counts)) * block
+def _draw_group(group: Group, read: Callable[[Any], Any]) -> jax.Array:
+    """Returns the entries of all chains, each filled up to whole blocks."""
+    chains, block, total = group.chains, group.block, int(group.counts.sum())
+    owner = jnp.asarray(np.repeat(np.arange(len(chains)), group.counts))
+    first = (np.arange(total) - np.repeat(group.starts, group.counts)) * block
     first = jnp.asarray(first.astype(np.uint32))
-    keys = jnp.stack([jax.random.key_data(read(c.bits.inputs[0])) for c in group])
+    keys = jnp.stack([jax.random.key_data(read(c.bits.inputs[0])) for c in chains])
     scalars = [
-        jnp.stack([jnp.reshape(jnp.asarray(read(c.scalars[i])), ()) for c in group])
-        for i in range(len(group[0].scalars))
+        jnp.stack([jnp.reshape(jnp.asarray(read(c.scalars[i])), ()) for c in chains])
+        for i in range(len(chains[0].scalars))
     ]
-    kernel = group[0]
+    kernel = chains[0]
 
     def one_block(i: jax.Array, flat: jax.Array) -> jax.Array:
         key, own = keys[owner[i]], [s[owner[i]] for s in scalars]
@@ -323,12 +364,8 @@ def _draw_group(group: Sequence[Chain], read: Callable[[Any], Any]) -> list[jax.
         return jax.lax.dynamic_update_slice(flat, values[-1], (i * block,))
 
     last: Any = (kernel.steps or (kernel.bits,))[-1].eqn.outvars[0].aval
-    flat = jnp.zeros(int(starts[-1]) * block, last.dtype)
-    flat = jax.lax.fori_loop(0, int(starts[-1]), one_block, flat)
-    return [
-        jnp.reshape(flat[a * block : a * block + c.size], c.shape)
-        for a, c in zip(starts, group)
-    ]
+    flat = jnp.zeros(total * block, last.dtype)
+    return jax.lax.fori_loop(0, total, one_block, flat)
 
 
 def _bits(key: jax.Array, first: jax.Array, block: int) -> jax.Array:

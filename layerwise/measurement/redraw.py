@@ -123,8 +123,9 @@ def _from_init(model: ModelFunction, inputs: Sequence[Any]) -> Redraw:
 def _one(draw: Callable[[jax.Array], PyTree]) -> PyTree:
     """Draws one network, the way that takes least time with what is compiled for it."""
     key = jax.random.key(0)
-    program = jax.jit(faster_draw(draw, True)).lower(key)
-    return compile_once(program)(key)
+    law = faster_draw(draw, True)
+    program = jax.jit(lambda law, key: law(key)).lower(law, key)
+    return compile_once(program)(law, key)
 
 
 def _is_constant(leaf: Any) -> bool:

@@ -14,7 +14,7 @@ from layerwise.tracing.graph import from_jaxpr
 
 def groups(draw):
     jaxpr = jax.make_jaxpr(draw)(jax.random.key(0))
-    return fast_draw._groups(from_jaxpr(jaxpr))
+    return [g.chains for g in fast_draw._groups(from_jaxpr(jaxpr))]
 
 
 def count(draw, name):
@@ -103,6 +103,23 @@ def test_a_deep_network_hashes_its_keys_at_once(kind, key):
     assert_same(draw, key)
     assert count(draw, "random_fold_in") >= 12
     assert count(fast_draw.fast_draw(draw), "random_fold_in") <= 2
+
+
+def test_what_int32_cannot_number_is_drawn_by_itself():
+    def draw(key):
+        keys = jax.random.split(key, 3)
+        return [jax.random.bits(k, (2**15, 2**15)) for k in keys]
+
+    assert [len(g) for g in groups(draw)] == [1]
+
+
+def test_where_leaves_begin_can_be_an_argument(key):
+    draw = lambda key: [jax.random.normal(k, (50,)) for k in jax.random.split(key, 3)]
+    law = fast_draw.fast_draw(draw)
+    got = jax.jit(lambda law, key: law(key))(law, key)
+    assert len(jax.tree.leaves(law)) == 3
+    for a, b in zip(draw(key), got, strict=True):
+        np.testing.assert_allclose(a, b, rtol=3e-7)
 
 
 def test_a_leaf_whose_scale_is_random_waits_for_it(key):
