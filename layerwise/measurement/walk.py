@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from layerwise import _jax
 from layerwise.measurement.statistics import Statistic
-from layerwise.measurement.taps import Reading, absent_like, read, sums, tap
+from layerwise.measurement.taps import Reading, absent_like, read, tap
 from layerwise.tracing.dataflow import body_operands
 from layerwise.tracing.graph import Equation, Evaluator, Graph, evaluate
 from layerwise.tracing.layers import Loop
@@ -29,7 +29,9 @@ Arrays = dict[int, jax.Array]
 
 def squares(arrays: Mapping[int, jax.Array]) -> dict[int, jax.Array]:
     """Returns the sum of each array's squared entries, as constants."""
-    return {v: sums(jax.lax.stop_gradient(x), None)[1] for v, x in arrays.items()}
+    return {
+        v: read(jax.lax.stop_gradient(x), None, ()).square for v, x in arrays.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
