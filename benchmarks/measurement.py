@@ -6,7 +6,7 @@
 Variants take turns, so that whatever else runs on the machine slows all of them. The
 table gives medians of the rounds' ratios, with standard errors, and those of CPU time,
 which a busy machine disturbs least. Each network has a process of its own: in the
-memory that others leave, the small CNN takes up to half as long again.
+memory that others leave, the small CNN's ratios are up to 1.8 times as large.
 PyTorch is measured where it is installed.
 """
 
